@@ -1,0 +1,116 @@
+"""Algorithms: one file each, and one row here. The loops of `train` know these two shapes and no algorithm by name.
+
+Shapes: b completions, rows or pairs of a micro-batch (of the whole rollout, in `credit`); t scored tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from trimtab.registry import Registry, Row
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from trimtab.ops.reduction import Reduction
+    from trimtab.types import LossTerms, RolloutBatch, Scores
+
+ALGORITHMS = Registry(
+    "stage",
+    [
+        Row(name="pt", target="trimtab.algos.sft:Sft", help="pre-training: plain text, every token a label"),
+        Row(
+            name="sft", target="trimtab.algos.sft:Sft", help="supervised fine-tuning: imitate the answers of a data set"
+        ),
+        Row(name="rm", target="trimtab.algos.rm:RewardModel", help="reward model: learn a score from pairs of answers"),
+        Row(
+            name="ppo",
+            target="trimtab.algos.ppo:Ppo",
+            help="proximal policy optimisation against a reward, with a critic",
+        ),
+    ],
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Which models besides the policy an online algorithm wants beside it."""
+
+    reference: bool
+    critic: bool
+    reward: bool
+
+
+class Online(Protocol):
+    """An algorithm that learns from what the policy writes.
+
+    Attributes:
+        needs: the other roles.
+        group_size: completions per prompt.
+        epochs: passes over each rollout batch.
+        reduction: the mean that a loss is taken in (`ops.reduction`).
+        unit: what a micro-batch may not separate.
+        kl_coef: the beta to start with.
+    """
+
+    kind: Literal["online"]
+    needs: Needs
+    reduction: Reduction
+    unit: Literal["completion", "pair", "group"]
+    group_size: int
+    epochs: int
+    kl_coef: float
+
+    @classmethod
+    def from_config(cls, config: Any) -> Online:
+        """Built from a stage's config, whose attributes are the YAML keys."""
+        ...
+
+    def credit(self, batch: RolloutBatch) -> RolloutBatch:
+        """The whole rollout batch with advantages (and returns) filled in; no gradients."""
+        ...
+
+    def policy_loss(self, scores: Scores, batch: RolloutBatch) -> LossTerms:
+        """Unreduced loss of a micro-batch."""
+        ...
+
+    def value_loss(self, values: Float[Tensor, "b t"], batch: RolloutBatch) -> LossTerms:
+        """The same for the critic; only where `needs.critic`."""
+        ...
+
+    def next_kl_coef(self, kl_coef: float, kl: float, n: int) -> float:
+        """Beta for the next rollout batch, after n completions with this KL."""
+        ...
+
+    def describe(self) -> str:
+        """One line for the start of a run: what is being optimised."""
+        ...
+
+
+class Offline(Protocol):
+    """An algorithm that learns from a data set.
+
+    Attributes:
+        reads: what the model is asked for: log-probabilities of scored tokens, or a reward per answer.
+        reduction, unit: as for `Online`.
+    """
+
+    kind: Literal["offline"]
+    reads: Literal["logprobs", "reward"]
+    reduction: Reduction
+    unit: Literal["row", "pair"]
+
+    @classmethod
+    def from_config(cls, config: Any) -> Offline:
+        """Built from a stage's config, whose attributes are the YAML keys."""
+        ...
+
+    def loss(self, scores: Any, batch: Any) -> LossTerms:
+        """Unreduced loss of a micro-batch; `scores` is what `reads` asked for."""
+        ...
+
+    def describe(self) -> str:
+        """One line for the start of a run: what is being optimised."""
+        ...

@@ -1,0 +1,214 @@
+"""Proximal policy optimisation of a language model against a reward, with a critic. Read from the top.
+
+**Sampled.** For each prompt the policy writes `group_size` completions. Each is scored once, when it is complete. Three
+numbers are kept for every token: its log-probability under the policy that wrote it (`logp_old`), its log-probability under
+the reference, which is the policy as it was when the run began (`logp_ref`), and the critic's value of the state before it.
+
+**Credited** (`credit`, once per rollout batch, no gradients). The reward of a token is what the policy pays for leaving the
+reference there, and the last token also receives the score; GAE turns rewards and values into advantages:
+
+    R[t] = -beta (logp_old - logp_ref)[t] + score 1[t = last]
+    delta[t] = R[t] + gamma V[t+1] - V[t],    A[t] = delta[t] + gamma lambda A[t+1],    returns = A + V
+    A is then whitened over all tokens of the rollout batch; the returns are not.
+
+**Minimised** (`policy_loss`, `value_loss`, `epochs` times over the same rollouts, in minibatches), with
+rho = exp(logp - logp_old):
+
+    policy   max(-A rho, -A clip(rho, 1 - eps, 1 + eps))                        - entropy_coef H
+    critic   vf_coef 1/2 max((v - returns)^2, (clip(v, v_old +- eps_v) - returns)^2)
+
+both as means over the tokens of a minibatch. The two roles have a backward pass and a gradient clip each.
+
+**Assumed.** The policy samples from its whole distribution at the rollout temperature (no top-k, no top-p: with them
+`logp_old` would not be the probability of what was drawn), and every log-probability above is taken at that temperature.
+
+Schulman et al. (1707.06347); for language models Ziegler et al. (1909.08593) and Stiennon et al. (2009.01325). Details with
+sources, what each metric means, signs of failure: docs/algorithms/ppo.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from trimtab.algos import Needs
+from trimtab.ops.advantages import gae, shaped_rewards
+from trimtab.ops.kl import Estimator, adapt_kl_coef, estimate, k1, k3
+from trimtab.ops.losses import ppo_policy_loss, value_loss
+from trimtab.ops.masked import Reduce, alone, masked_mean, masked_sum, masked_var, whiten, zero_padding
+from trimtab.ops.stats import explained_variance
+from trimtab.types import LossTerms, RolloutBatch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from trimtab.types import Scores
+
+Placement = Literal["reward", "loss"]
+
+CONVERGES_TO: dict[tuple[Placement, Estimator], str] = {
+    ("reward", "k1"): "pi* proportional to pi_ref exp(reward / beta), the KL-regularised optimum",
+    ("reward", "k2"): "a distribution other than pi_ref exp(reward / beta): as a value k2 is biased",
+    (
+        "reward",
+        "k3",
+    ): "a distribution other than pi_ref exp(reward / beta): k3 is an unbiased value, but its own gradient is lost",
+    ("loss", "k1"): "the argmax of the reward: the expected gradient of k1 is 0, so nothing holds the policy back",
+    (
+        "loss",
+        "k2",
+    ): "pi_ref exp(reward / (beta sigma)) for one-token answers, sigma the std that whitening divides by; myopic beyond",
+    ("loss", "k3"): "the forward-KL optimum: another distribution than pi_ref exp(reward / beta) at the same beta",
+}
+"""What a run drifts to, by where the KL penalty is put and how it is estimated (docs/algorithms/ppo.md, detail 4)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ppo:
+    """PPO with the keys of its config.
+
+    Attributes:
+        group_size: completions per prompt.
+        epochs: passes over each rollout batch (`ppo_epochs`).
+        kl_coef: beta at the start.
+        kl_target, kl_horizon: KL per completion that the controller holds, and over how many completions; None = beta is fixed.
+        kl_placement, kl_estimator: where the penalty is put, and which estimate of it.
+        gamma, gae_lambda: of GAE.
+        clip_low, clip_high: the ratio stays within [1 - low, 1 + high].
+        clip_range_value: eps_v in units of the running standard deviation of the scores; None = off.
+        vf_coef: weight of the critic's loss.
+        entropy_coef: weight of the entropy bonus.
+        whiten_advantages, whiten_rewards: advantages to mean 0 and std 1; per-token rewards to std 1, mean kept.
+    """
+
+    kind: ClassVar[Literal["online"]] = "online"
+    needs: ClassVar[Needs] = Needs(reference=True, critic=True, reward=True)
+    reduction: ClassVar[Literal["token"]] = "token"
+    unit: ClassVar[Literal["completion"]] = "completion"
+
+    group_size: int = 1
+    epochs: int = 4
+    kl_coef: float = 0.05
+    kl_target: float | None = None
+    kl_horizon: float = 10_000
+    kl_placement: Placement = "reward"
+    kl_estimator: Estimator = "k1"
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    clip_range_value: float | None = 0.2
+    vf_coef: float = 0.1
+    entropy_coef: float = 0.0
+    whiten_advantages: bool = True
+    whiten_rewards: bool = False
+
+    @classmethod
+    def from_config(cls, config: Any) -> Ppo:
+        """`clip_range` is both bounds unless `clip_range_low` or `clip_range_high` names one."""
+        low, high = config.clip_range_low, config.clip_range_high
+        return cls(
+            group_size=config.group_size,
+            epochs=config.ppo_epochs,
+            kl_coef=config.kl_coef,
+            kl_target=config.kl_target,
+            kl_horizon=config.kl_horizon,
+            kl_placement=config.kl_placement,
+            kl_estimator=config.kl_estimator,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            clip_low=config.clip_range if low is None else low,
+            clip_high=config.clip_range if high is None else high,
+            clip_range_value=config.clip_range_value,
+            vf_coef=config.vf_coef,
+            entropy_coef=config.entropy_coef,
+            whiten_advantages=config.whiten_advantages,
+            whiten_rewards=config.whiten_rewards,
+        )
+
+    @torch.no_grad()
+    def credit(self, batch: RolloutBatch, *, reduce: Reduce = alone) -> RolloutBatch:
+        """The whole rollout batch with `advantages`, `returns` and `stats` filled in.
+
+        Needs `logp_ref` and `values`. All moments are taken here, before anything is split into minibatches.
+        """
+        assert batch.logp_ref is not None and batch.values is not None
+        mask = batch.mask
+        kl_in_reward = batch.kl_coef if self.kl_placement == "reward" else 0.0
+        rewards = shaped_rewards(batch.logp_old, batch.logp_ref, batch.score, mask, kl_in_reward, self.kl_estimator)
+        if self.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False, reduce=reduce)
+        advantages, returns = gae(rewards, batch.values, mask, self.gamma, self.gae_lambda)
+        used = whiten(advantages, mask, reduce=reduce) if self.whiten_advantages else advantages
+
+        completions = reduce(mask.any(dim=-1).sum()).clamp(min=1)
+        stats = {
+            "kl": masked_sum(k1(batch.logp_old, batch.logp_ref), mask, reduce=reduce) / completions,
+            "kl_k3": masked_sum(k3(batch.logp_old, batch.logp_ref), mask, reduce=reduce) / completions,
+            "kl_per_token": masked_mean(k1(batch.logp_old, batch.logp_ref), mask, reduce=reduce),
+            "kl_k3_per_token": masked_mean(k3(batch.logp_old, batch.logp_ref), mask, reduce=reduce),
+            "explained_variance": explained_variance(batch.values, returns, mask, reduce=reduce),
+            "value_mean": masked_mean(batch.values, mask, reduce=reduce),
+            "return_mean": masked_mean(returns, mask, reduce=reduce),
+            "advantage_mean": masked_mean(advantages, mask, reduce=reduce),
+            "advantage_std": masked_var(advantages, mask, reduce=reduce).sqrt(),
+        }
+        return replace(
+            batch,
+            advantages=used,
+            returns=returns,
+            stats={**batch.stats, **{name: float(figure) for name, figure in stats.items()}},
+        )
+
+    def policy_loss(self, scores: Scores, batch: RolloutBatch) -> LossTerms:
+        """The clipped surrogate of each token, less the entropy bonus, plus the KL where it is placed in the loss."""
+        assert batch.advantages is not None and batch.logp_ref is not None
+        logp, logp_old = zero_padding(scores.logp, batch.mask), zero_padding(batch.logp_old, batch.mask)
+        surrogate, clipped = ppo_policy_loss(logp, logp_old, batch.advantages, self.clip_low, self.clip_high)
+        loss = surrogate
+        if self.kl_placement == "loss":
+            logp_ref = zero_padding(batch.logp_ref, batch.mask)
+            loss = loss + batch.kl_coef * estimate(logp, logp_ref, self.kl_estimator)
+        if self.entropy_coef:  # never as 0 x entropy: a backward pass through the entropy is not free
+            loss = loss - self.entropy_coef * zero_padding(scores.entropy, batch.mask)
+
+        ratio = torch.exp(logp.detach() - logp_old)
+        return LossTerms(
+            loss=loss,
+            means={
+                "policy_loss": surrogate.detach(),
+                "entropy": scores.entropy.detach(),
+                "approx_kl": k3(logp_old, logp.detach()),  # rho - 1 - log rho: how far this update has moved
+                "clip_fraction": clipped.to(ratio.dtype),
+                "ratio_mean": ratio,
+            },
+            maxima={"ratio_max": ratio},
+        )
+
+    def value_loss(self, values: Float[Tensor, "b t"], batch: RolloutBatch) -> LossTerms:
+        """The critic's clipped squared error at each token, times `vf_coef`."""
+        assert batch.values is not None and batch.returns is not None
+        eps = None if self.clip_range_value is None else self.clip_range_value * batch.score_std
+        values, values_old = zero_padding(values, batch.mask), zero_padding(batch.values, batch.mask)
+        loss, clipped = value_loss(values, values_old, batch.returns, eps)
+        return LossTerms(
+            loss=self.vf_coef * loss,
+            means={"value_loss": loss.detach(), "value_clip_fraction": clipped.to(loss.dtype)},
+        )
+
+    def next_kl_coef(self, kl_coef: float, kl: float, n: int) -> float:
+        """Beta after a batch of n completions whose KL was `kl` (`stats["kl"]`); unchanged without a target."""
+        if self.kl_target is None:
+            return kl_coef
+        return adapt_kl_coef(kl_coef, kl, self.kl_target, n, self.kl_horizon)
+
+    def describe(self) -> str:
+        """What the run optimises, and what the chosen KL placement and estimator converge to."""
+        beta = f"beta {self.kl_coef:g}"
+        if self.kl_target is not None:
+            beta += f" at first, adapted to hold a KL of {self.kl_target:g} nats per completion"
+        converges = CONVERGES_TO[self.kl_placement, self.kl_estimator]
+        return f"KL penalty {self.kl_estimator} in the {self.kl_placement}, {beta}: converges to {converges}"

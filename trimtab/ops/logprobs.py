@@ -1,0 +1,159 @@
+"""Log-probabilities and entropies from hidden states, without the logits of all rows in memory.
+
+Shapes: s scored positions, d hidden size, v vocabulary, c rows of a chunk.
+
+    z = (hidden weight^T + bias) / temperature          logits, c rows at a time
+    logp[i] = z[i, target] - logsumexp(z[i])
+    entropy[i] = logsumexp(z[i]) - sum_j p[i, j] z[i, j]      with p = softmax(z)
+
+The logits of a batch are by far its largest array: 8 answers of 256 tokens with 150,000 words are 1.2 GB in float32, and
+autograd would keep several of them. Here at most c x v numbers live at any time, forward and backward. The gradients:
+
+    d logp[i] / d z[i, j] = 1[j = target] - p[i, j]
+    d entropy[i] / d z[i, j] = -p[i, j] (log p[i, j] + entropy[i])
+
+Products run in the dtype of `hidden`; the softmax and all sums in float32 (float64 stays float64).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+def logprobs_and_entropy(
+    hidden: Float[Tensor, "s d"],
+    weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, " s"],
+    *,
+    temperature: float = 1.0,
+    bias: Float[Tensor, " v"] | None = None,
+    chunk: int = 256,
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
+    """Log-probability of each target and entropy of each distribution, at the given temperature, in float32 or float64.
+
+    Both are differentiable in `hidden`, `weight` and `bias`, once. An entropy that no loss uses costs nothing in the
+    backward pass. Memory: O(chunk x v), and a `[s d]` array between forward and backward.
+    """
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
+    logp, entropy = _LogprobsAndEntropy.apply(hidden, weight, bias, targets, temperature, chunk, learns)  # type: ignore[no-untyped-call]
+    return logp, entropy
+
+
+def logprobs_and_entropy_plain(
+    hidden: Float[Tensor, "s d"],
+    weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, " s"],
+    *,
+    temperature: float = 1.0,
+    bias: Float[Tensor, " v"] | None = None,
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
+    """The same in four lines with all logits in memory: the oracle of the tests."""
+    logits = torch.nn.functional.linear(hidden, weight, bias).to(_wide(hidden)) / temperature
+    log_p = torch.log_softmax(logits, dim=-1)
+    logp = log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return logp, -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of softmax and sums."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """z `[c v]`, wide. A float32 product is divided in place, a half-precision one in its wide copy."""
+    return torch.nn.functional.linear(hidden, weight, bias).to(_wide(hidden)).div_(temperature)
+
+
+class _LogprobsAndEntropy(torch.autograd.Function):
+    """Chunked forward and backward.
+
+    In the usual case (LoRA: only `hidden` wants a gradient) the forward pass, which holds p anyway, also computes the
+    gradient of each logp with respect to its own hidden state, `unit [s d]`; the backward pass is then one product per row
+    and no logits are computed twice. A gradient for the head, or through the entropy, recomputes them chunk by chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        learns: bool,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # an unused entropy arrives in backward as None, not as zeros
+        head_learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        logp = hidden.new_empty(len(hidden), dtype=_wide(hidden))
+        entropy = torch.empty_like(logp)
+        unit = torch.empty_like(hidden) if learns and not head_learns else None
+        for start in range(0, len(hidden), chunk):
+            rows = slice(start, start + chunk)
+            target = targets[rows].unsqueeze(-1)
+            z = _logits(hidden[rows], weight, bias, temperature)
+            log_norm = z.logsumexp(dim=-1, keepdim=True)
+            logp[rows] = (z.gather(-1, target) - log_norm).squeeze(-1)
+            p = torch.exp(z - log_norm)
+            entropy[rows] = log_norm.squeeze(-1) - torch.linalg.vecdot(p, z)
+            if unit is not None:
+                grad_z = p.neg_().scatter_add_(-1, target, torch.ones_like(log_norm))
+                unit[rows] = grad_z.div_(temperature).to(hidden.dtype) @ weight
+        ctx.save_for_backward(hidden, weight, bias, targets, unit)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, unit = ctx.saved_tensors
+        if grad_logp is None and grad_entropy is None:
+            return (None,) * 7
+        if unit is not None and grad_logp is not None and grad_entropy is None:
+            return ((unit * grad_logp.unsqueeze(-1)).to(hidden.dtype), *(None,) * 6)
+
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wide = _wide(hidden)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if wants_bias else None
+        for start in range(0, len(hidden), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            grad_z = _grad_logits(
+                _logits(hidden[rows], weight, bias, ctx.temperature),
+                targets[rows].unsqueeze(-1),
+                None if grad_logp is None else grad_logp[rows].unsqueeze(-1),
+                None if grad_entropy is None else grad_entropy[rows].unsqueeze(-1),
+            ).div_(ctx.temperature)
+            if grad_bias is not None:
+                grad_bias += grad_z.sum(dim=0)
+            narrow = grad_z.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = narrow @ weight
+            if grad_weight is not None:
+                grad_weight += narrow.T @ hidden[rows]
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            *(None,) * 4,
+        )
+
+
+def _grad_logits(z: Tensor, target: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> Tensor:
+    """Gradient of sum(grad_logp logp + grad_entropy entropy) with respect to z `[c v]`."""
+    log_p = z.log_softmax(dim=-1)
+    p = log_p.exp()
+    pull = torch.zeros_like(target, dtype=z.dtype) if grad_logp is None else grad_logp
+    slope = -pull  # what multiplies p
+    if grad_entropy is not None:
+        entropy = -torch.linalg.vecdot(p, log_p).unsqueeze(-1)
+        slope = slope - grad_entropy * (log_p + entropy)
+    return (p * slope).scatter_add_(-1, target, pull)
