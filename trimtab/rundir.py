@@ -13,7 +13,7 @@
 | `generated_predictions.jsonl` | a row per data row: prompt, predict, label (do_predict) |
 | `training_*.png`, `ppo_panel.png` | the plots of `report/plots.py` |
 | `checkpoint-N/` | all that a resume needs, written by `train/state.py`; `complete.json` lists its files |
-| `adapter_*`, `value_head.safetensors` | the model, written by `models`, with tokenizer files; the critic in `critic/` |
+| `adapter_*`, `value_head.safetensors` | the model, written by `models`, and tokenizer files; `critic/` |
 | `run.lock` | pid, host and start of the process that holds the operating system's lock on this file |
 
 A jsonl row is on disk when its append returns. Every row carries `step` (`current_steps` in the trainer log), so that a
