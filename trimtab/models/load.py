@@ -296,7 +296,7 @@ def load_base(
             why="transformers would fill them with random numbers",
             remedy="use a folder saved from a causal language model (a reward or embedding model has no such head)",
         )
-    nn.Module.to(model, device).eval().requires_grad_(False)
+    cast(Any, model).to(device).eval().requires_grad_(False)
     check_plain_head(model)
     return model
 
