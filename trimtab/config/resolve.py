@@ -1,0 +1,447 @@
+"""From entries to one typed config: aliases, states of keys, types and ranges, what must fit together, the notes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from trimtab.config import dialect
+from trimtab.config.dialect import Entry
+from trimtab.config.keys import KEYS, REFUSED_VALUES, Key, nullable
+from trimtab.config.stages import MODELS, STAGES, Integer, PpoConfig, StageConfig, Text
+from trimtab.errors import ConfigError
+from trimtab.registry import nearest
+
+# Keys that settle the same thing: an override of one of them takes the file's others out of play.
+_TOGETHER = (
+    {"compute_dtype", "bf16", "fp16", "infer_dtype"},
+    {"gradient_checkpointing", "disable_gradient_checkpointing"},
+    {"warmup_steps", "warmup_ratio"},
+)
+_KINDS: dict[str, TypeAdapter[Any]] = {
+    "bool": TypeAdapter(bool | None),
+    "int": TypeAdapter(Integer | None),
+    "float": TypeAdapter(float | None),
+    "str": TypeAdapter(Text | None),
+}
+
+
+def load(
+    source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = (), *, stage: str | None = None
+) -> StageConfig:
+    """Read a config and check it: the door through which every run comes.
+
+    Args:
+        source: a YAML or JSON file, or a dict with the same keys.
+        overrides: `key=value` (or `--key value`) words, which win over the file.
+        stage: the stage to read it for, whatever the file says; "infer" for chat, predict and export of a training file.
+
+    Returns:
+        The frozen model of the stage; an `InferConfig` when the file does not train.
+
+    Raises:
+        ConfigError: all mistakes of the file in one error, each with its place.
+    """
+    if isinstance(source, Mapping):
+        name, entries = "the given dict", dialect.from_mapping(source)
+    else:
+        name, entries = str(source), dialect.read(Path(source))
+    words = dialect.overrides(overrides)
+    problems: list[ConfigError] = []
+    notes: list[str] = []
+    given = _merge(entries, words, problems)
+    kind = _stage(given, stage, problems)
+    model = MODELS[kind]
+    values = _values(given, kind, problems, notes)
+    origins = {key: given[key].where for key in values}
+    _precision(given, kind, values, origins, problems, notes)
+    if kind == "infer":
+        values.pop("do_train", None)
+        if stage == "infer":
+            origins.pop("do_train", None)
+    config = _build(model, values, origins, problems)
+    if config is None:
+        raise _together(problems, name)
+    config._origins.update({key: entry.where for key, entry in given.items()} | origins)
+    config._given.update({key: entry.value for key, entry in given.items()})
+    problems.extend(_misfits(config, name))
+    if problems:
+        raise _together(problems, name)
+    config._notes = (*notes, *_differences(config))
+    return config
+
+
+def _together(problems: list[ConfigError], name: str) -> ConfigError:
+    if len(problems) == 1:
+        return problems[0]
+    return ConfigError(f"{len(problems)} mistakes in {name}\n" + "\n".join(map(str, problems)))
+
+
+def _merge(entries: list[Entry], words: list[Entry], problems: list[ConfigError]) -> dict[str, Entry]:
+    """File and command line as one, under canonical names where a name is only a spelling."""
+    overridden = {_canonical(word.key) for word in words}
+    for group in _TOGETHER:
+        if overridden & group:
+            overridden |= group
+    given: dict[str, Entry] = {}
+    for entry in [*(e for e in entries if _canonical(e.key) not in overridden), *words]:
+        key = _canonical(entry.key)
+        if key in given and given[key].value != entry.value:
+            problems.append(
+                ConfigError(
+                    f"{entry.key} and {given[key].key} are two names of one key, with different values",
+                    where=entry.where,
+                    remedy="delete one of them",
+                )
+            )
+        given[key] = entry
+    return given
+
+
+def _canonical(name: str) -> str:
+    row = KEYS.get(name)
+    renamed = row is not None and row.state == "alias" and name not in _SETTERS
+    return row.instead if row is not None and renamed else name
+
+
+_SETTERS = {"bf16", "fp16", "infer_dtype", "disable_gradient_checkpointing"}
+
+
+def _stage(given: dict[str, Entry], asked: str | None, problems: list[ConfigError]) -> str:
+    """The name of the model to build. A stage that does not exist is reported, and the rest read as sft's."""
+    written = given.get("stage")
+    name = str(written.value).lower() if written and written.value is not None else "sft"
+    if name not in STAGES:
+        guess = nearest(name, STAGES)
+        why, instead = REFUSED_VALUES.get(("stage", name), ("", ""))
+        problems.append(
+            ConfigError(
+                f"there is no stage {name!r}" + (f"; did you mean {guess!r}?" if guess and not why else ""),
+                where=written.where if written else "",
+                why=why or "the stages are pt, sft, rm and ppo",
+                remedy=instead or "set stage to one of them",
+            )
+        )
+        name = "sft"
+    if written is not None:
+        given["stage"] = replace(written, value=name, text=name)
+    if asked is not None:
+        if asked not in MODELS:
+            raise ConfigError(f"there is no stage {asked!r}", remedy=f"choose one of: {', '.join(MODELS)}")
+        if asked != "infer" and written is not None and name != asked:
+            given["stage"] = Entry(key="stage", value=asked, where=f"argument: {asked}")
+        return asked
+    return name if "do_train" in given and _switch(given["do_train"].value) else "infer"
+
+
+def _switch(value: Any) -> bool:
+    try:
+        return bool(_KINDS["bool"].validate_python(value))
+    except ValidationError:
+        return False  # reported with the other types
+
+
+def _values(given: dict[str, Entry], kind: str, problems: list[ConfigError], notes: list[str]) -> dict[str, Any]:
+    """The values for the model's fields; every other key is explained in `notes` or `problems`."""
+    fields = MODELS[kind].model_fields
+    values: dict[str, Any] = {}
+    unread: list[str] = []
+    for name, entry in given.items():
+        row = KEYS.get(name)
+        if row is None:
+            problems.append(_unknown(entry))
+        elif row.state == "removed":
+            notes.append(f"{entry.where}: no longer a key, not read: {row.help}")
+        elif row.state in ("ignored", "refused"):
+            _state(row, entry, problems, notes)
+        elif row.state == "acted on":
+            if kind not in row.stages:
+                unread.append(entry.key)
+            if name in fields:
+                value = _as_written(entry, fields[name].annotation)
+                if value is not None or nullable(fields[name].annotation):
+                    values[name] = value
+            elif kind != "infer":
+                _check_elsewhere(name, entry, problems)
+    if unread and kind != "infer":
+        notes.append(f"not read by stage {kind}: {', '.join(unread)}")
+    return values
+
+
+def _as_written(entry: Entry, annotation: Any) -> Any:
+    """Where a name is wanted, the text as written: `no` is false and `1.10` is 1.1 to YAML."""
+    value = entry.value
+    if isinstance(value, str) and value.strip().lower() in ("none", "null") and nullable(annotation):
+        return None
+    if entry.text is None or value is None or isinstance(value, (str, list, dict)):
+        return value
+    wants = KEYS[_canonical(entry.key)].kind
+    scalar = {"int", "float", "bool"} & set(wants.split(" | "))
+    return value if scalar or wants.startswith("list of float") else entry.text
+
+
+def _check_elsewhere(name: str, entry: Entry, problems: list[ConfigError]) -> None:
+    """A key of another stage is not read here, but a wrong value of it is still a mistake."""
+    owner = next(model for model in MODELS.values() if name in model.model_fields)
+    value = _as_written(entry, owner.model_fields[name].annotation)
+    if value is not None:
+        _build(owner, {name: value}, {name: entry.where}, problems)
+
+
+def _unknown(entry: Entry) -> ConfigError:
+    guess = nearest(entry.key, KEYS)
+    return ConfigError(
+        f"unknown key {entry.key!r}" + (f"; did you mean {guess!r}?" if guess else ""),
+        where=entry.where,
+        why="a key that nobody reads would be a setting silently lost",
+        remedy="correct or delete it; docs/configuration.md lists every key",
+    )
+
+
+def _state(row: Key, entry: Entry, problems: list[ConfigError], notes: list[str]) -> None:
+    """An ignored or refused key: its type is checked, its off value is passed, the rest is said."""
+    value = entry.value
+    if isinstance(value, str) and value.strip().lower() in ("none", "null", ""):
+        value = None
+    if row.kind in _KINDS:
+        if row.kind == "str" and isinstance(value, bool) and entry.text is not None:
+            value = entry.text
+        try:
+            value = _KINDS[row.kind].validate_python(value)
+        except ValidationError:
+            problems.append(_wrong(row.name, entry.where, value, f"it must be {_article(row.kind)}", row.help))
+            return
+    if value is None or value == [] or value == row.default or value in row.off:
+        return
+    if row.state == "ignored":
+        if not (row.default is None and value is False) and not (
+            row.name == "report_to" and value in (["none"], "all")
+        ):
+            notes.append(f"{entry.where}: ignored: {row.help}")
+        return
+    problems.append(
+        ConfigError(
+            f"{row.name}: {_shown(row, value)} is not supported",
+            where=entry.where,
+            why=row.help,
+            remedy=f"use {row.instead}",
+        )
+    )
+
+
+def _article(kind: str) -> str:
+    return {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}[kind]
+
+
+def _shown(row: Key | None, value: Any) -> str:
+    text = "***" if row is not None and row.secret else repr(value)
+    return {"True": "true", "False": "false", "None": "null"}.get(text, text)
+
+
+def _wrong(name: str, where: str, value: Any, why: str, help: str) -> ConfigError:
+    return ConfigError(
+        f"{name}: {_shown(KEYS.get(name), value)} cannot be used", where=where, why=why, remedy=f"{name}: {help}"
+    )
+
+
+def _precision(
+    given: dict[str, Entry],
+    kind: str,
+    values: dict[str, Any],
+    origins: dict[str, str],
+    problems: list[ConfigError],
+    notes: list[str],
+) -> None:
+    """bf16, fp16, infer_dtype and disable_gradient_checkpointing, each a value of another key."""
+    switches: dict[str, bool] = {}
+    for name in ("bf16", "fp16", "disable_gradient_checkpointing"):
+        if name in given:
+            entry = given[name]
+            try:
+                switches[name] = bool(_KINDS["bool"].validate_python(entry.value))
+            except ValidationError:
+                problems.append(_wrong(name, entry.where, entry.value, "it must be true or false", KEYS[name].help))
+    asked = {"bf16": "bfloat16", "fp16": "float16"}
+    wanted = [(name, dtype) for name, dtype in asked.items() if switches.get(name)]
+    if "infer_dtype" in given:
+        entry = given["infer_dtype"]
+        dtype = str(entry.value).lower()
+        if dtype not in ("auto", "none", "float32", "float16", "bfloat16"):
+            problems.append(
+                _wrong(
+                    "infer_dtype",
+                    entry.where,
+                    entry.value,
+                    "it must be auto, float32, bfloat16 or float16",
+                    KEYS["infer_dtype"].help,
+                )
+            )
+        elif dtype not in ("auto", "none") and kind == "infer" and values.get("compute_dtype") in (None, "auto"):
+            wanted = [("infer_dtype", dtype)]
+        elif dtype not in ("auto", "none"):
+            notes.append(f"{entry.where}: not read: {KEYS['infer_dtype'].help}")
+    if len(wanted) == 2:
+        problems.append(
+            ConfigError("bf16 and fp16 are both true", where=given["fp16"].where, remedy="keep one of them, or neither")
+        )
+    for name, dtype in wanted[:1]:
+        if values.get("compute_dtype") not in (None, "auto", dtype):
+            problems.append(
+                ConfigError(
+                    f"{name} asks for {dtype} and compute_dtype for {values['compute_dtype']}",
+                    where=given[name].where,
+                    remedy="keep one of them",
+                )
+            )
+        values["compute_dtype"] = dtype
+        origins["compute_dtype"] = given[name].where
+    if switches.get("disable_gradient_checkpointing"):
+        where = given["disable_gradient_checkpointing"].where
+        if values.get("gradient_checkpointing") is True:
+            problems.append(
+                ConfigError(
+                    "gradient checkpointing is switched on and off", where=where, remedy="keep one of the two keys"
+                )
+            )
+        values["gradient_checkpointing"] = False
+        origins["gradient_checkpointing"] = where
+
+
+def _build(
+    model: type[StageConfig], values: dict[str, Any], origins: dict[str, str], problems: list[ConfigError]
+) -> StageConfig | None:
+    """The model of these values, or None with every wrong value reported."""
+    good = {name: value for name, value in values.items() if (name, str(value)) not in REFUSED_VALUES}
+    for name in values.keys() - good.keys():
+        why, instead = REFUSED_VALUES[name, str(values[name])]
+        problems.append(
+            ConfigError(
+                f"{name}: {values[name]} is not supported", where=origins[name], why=why, remedy=f"use {instead}"
+            )
+        )
+    try:
+        return model.model_validate(good)
+    except ValidationError as error:
+        seen: set[str] = set()
+        for item in error.errors(include_url=False):
+            name = str(item["loc"][0])
+            if item["type"] == "default_factory_not_called" or name in seen:
+                continue
+            seen.add(name)
+            row = KEYS[name]
+            problems.append(_wrong(name, origins[name], values[name], _reason(row, item), row.help))
+        return None
+
+
+def _reason(row: Key, item: Any) -> str:
+    """pydantic's message in a config reader's words."""
+    if " | " in row.kind and item["type"] == "literal_error":
+        choices = row.kind.split(" | ")
+        guess = nearest(str(item["input"]), choices)
+        return f"it must be one of {', '.join(choices)}" + (f"; did you mean {guess!r}?" if guess else "")
+    if item["type"] == "value_error":
+        reason = str(item["ctx"]["error"])
+        return f"it must be a number (written as {row.kind})" if "could not convert" in reason else reason
+    message: str = item["msg"]
+    for theirs, ours in (
+        ("Input should be a valid boolean, unable to interpret input", "it must be true or false"),
+        ("Input should be a valid boolean", "it must be true or false"),
+        ("Input should be a valid integer, got a number with a fractional part", "it must be a whole number"),
+        ("Input should be a valid integer", "it must be a whole number"),
+        ("Input should be a valid number", "it must be a number"),
+        ("Input should be a valid string", "it must be text"),
+        ("Input should be a valid tuple", "it must be a list, or text with commas"),
+        ("Input should be", "it must be"),
+    ):
+        if message.startswith(theirs):
+            return ours + message.removeprefix(theirs)
+    return message
+
+
+def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
+    """Values that are right one by one and wrong together, and what is missing."""
+    problems: list[ConfigError] = []
+
+    def missing(key: str, example: str, needs: str) -> None:
+        problems.append(
+            ConfigError(
+                f"{key} is missing", where=name, why=f"{needs} needs {KEYS[key].help}", remedy=f"add {key}: {example}"
+            )
+        )
+
+    def wrong(key: str, what: str, why: str, remedy: str) -> None:
+        problems.append(ConfigError(f"{key}: {what}", where=config._origins.get(key, name), why=why, remedy=remedy))
+
+    held_out = config.val_size > 0 or bool(config.eval_dataset)
+    if config.model_name_or_path is None:
+        missing("model_name_or_path", "smollm2-135m-instruct", "every run")
+    if config.do_train and not config.dataset:
+        missing("dataset", "NAME (as in dataset_info.json)", f"stage {config.stage}")
+    if config.do_train and config.output_dir is None:
+        missing("output_dir", "FOLDER", f"stage {config.stage}")
+    if (config.do_predict or config.do_eval) and config.do_infer:
+        if not (config.dataset or config.eval_dataset):
+            missing("eval_dataset", "NAME (as in dataset_info.json)", "do_predict" if config.do_predict else "do_eval")
+        if config.output_dir is None:
+            missing("output_dir", "FOLDER", "do_predict" if config.do_predict else "do_eval")
+    if config.val_size > 0 and config.eval_dataset:
+        wrong(
+            "val_size", f"{config.val_size:g} beside eval_dataset", "held-out rows come from one of them",
+            "delete val_size (or set it to 0), or delete eval_dataset",
+        )  # fmt: skip
+    if config.val_size >= 1 and config.val_size != int(config.val_size):
+        wrong(
+            "val_size", f"{config.val_size} rows", "from 1 on it counts rows", "a whole number, or a fraction below 1"
+        )
+    if config.do_train and config.eval_strategy != "no" and not held_out:
+        wrong(
+            "eval_strategy", f"{config.eval_strategy} without held-out rows", "there is nothing to evaluate",
+            "set val_size (0.1 holds out a tenth) or eval_dataset, or eval_strategy: 'no'",
+        )  # fmt: skip
+    for key in ("load_best_model_at_end", "early_stopping_steps"):
+        if config.do_train and getattr(config, key) and config.eval_strategy == "no":
+            wrong(key, "needs evaluations", "checkpoints are ranked by them", "set eval_strategy: steps and val_size")
+    if config.load_best_model_at_end and config.save_strategy == "no":
+        wrong("load_best_model_at_end", "needs checkpoints", "save_strategy is no", "set save_strategy: steps")
+    if config.interleave_probs and config.mix_strategy == "concat":
+        wrong("interleave_probs", "needs mixing", "mix_strategy is concat", "set mix_strategy: interleave_under")
+    if config.interleave_probs and len(config.interleave_probs) != len(config.dataset):
+        wrong(
+            "interleave_probs", f"{len(config.interleave_probs)} shares for {len(config.dataset)} data sets",
+            "each data set of `dataset` has a share", "write one number per data set",
+        )  # fmt: skip
+    if config.max_steps == 0 or config.max_steps < -1:
+        wrong("max_steps", f"{config.max_steps} steps", "a run needs a step", "-1 (by num_train_epochs), or at least 1")
+    if config.create_new_adapter and not config.adapter_name_or_path and config.do_train:
+        wrong("create_new_adapter", "without an adapter below", "there is none to stack on", "set adapter_name_or_path")
+    if isinstance(config, PpoConfig):
+        if config.reward_model is None:
+            missing("reward_model", "FOLDER (output_dir of a run with stage rm)", "stage ppo")
+        if config.temperature == 0:
+            wrong("temperature", "0 in rollouts", "the likeliest answer is always the same: nothing to compare", "1.0")
+    return problems
+
+
+def _differences(config: StageConfig) -> list[str]:
+    """Lines about keys that act otherwise here than where the file may come from, given what is written."""
+    lines: list[str] = []
+    if config.written("warmup_steps") and config.written("warmup_ratio") and config.warmup_steps > 0:
+        lines.append("warmup_steps acts, warmup_ratio does not: both are written")
+    if config.lora_dropout > 0 and config.stage in ("rm", "ppo") and config.do_train:
+        lines.append(
+            f"lora_dropout: not applied in stage {config.stage}: rewards and probabilities are scored without it"
+        )
+    if isinstance(config, PpoConfig):
+        filters = [k for k in ("do_sample", "top_k", "top_p", "repetition_penalty") if config.written(k)]
+        if filters:
+            lines.append(
+                f"{', '.join(filters)}: applied in chat, predict and sampled evaluation; rollouts use the temperature only "
+                f"({config.rollout_temperature:g}), so that the KL to the reference is that of the policy itself"
+            )
+        lines.append("reference: the policy at the start of this stage, adapters included")
+    return lines

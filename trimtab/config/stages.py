@@ -1,0 +1,426 @@
+"""The typed config of each stage: every key that trimtab acts on, with its type, range, default and one line of help.
+
+One frozen, flat model per stage. Attribute names are the YAML keys. A key that stands in `StageConfig` exists in every
+stage; `stages` in its declaration says where it acts. Keys that are known but not acted on are in `keys.py`.
+Defaults of LLaMA-Factory's keys are theirs; those of our own keys and of PPO are the ones the formulas are stated with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+from trimtab.types import Sampling
+
+STAGES = ("pt", "sft", "rm", "ppo")
+TRAINING = STAGES
+EVERYWHERE = (*STAGES, "infer")
+
+# ------------------------------------------------------------------------------------------------------- value types
+
+
+def _number(value: object) -> object:
+    """`1e-4` without a dot is a string in YAML 1.1, and so is everything from a command line; a switch is not a number."""
+    if isinstance(value, bool):
+        raise ValueError("true and false are not numbers")  # noqa: TRY004  (pydantic collects ValueErrors)
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            number = float(value)  # a ValueError here is reported as such
+        return int(number) if number.is_integer() else number
+    return value
+
+
+def _text(value: object) -> object:
+    """A name that looks like a number (`run_name: 2024`) is still a name."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _names(value: object) -> object:
+    """`a, b` and `[a, b]` are the same list."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _strategy(value: object) -> object:
+    """`no` is false in YAML 1.1."""
+    return "no" if value is False else value
+
+
+def _resume(value: object) -> object:
+    """true means the newest checkpoint in the run folder, as does auto."""
+    if value is True or (isinstance(value, str) and value.lower() == "true"):
+        return "auto"
+    if value is False or (isinstance(value, str) and value.lower() in ("false", "none", "")):
+        return None
+    return value
+
+
+Whole = Annotated[int, Field(ge=0), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+Integer = Annotated[int, BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
+Unit = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
+BelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+TopP = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
+TopK = Annotated[int, Field(ge=-1), BeforeValidator(_number)]
+Text = Annotated[str, Field(min_length=1), BeforeValidator(_text)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
+Weights = Annotated[tuple[Positive, ...], BeforeValidator(_names)]
+Interval = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_strategy)]
+Resume = Annotated[str | None, BeforeValidator(_resume)]
+
+
+def key(section: str, default: Any, help: str, *, stages: tuple[str, ...] = EVERYWHERE, secret: bool = False) -> Any:
+    """Declare a key: the section of the docs it belongs to, its default, a line of help, the stages where it acts."""
+    extra: dict[str, Any] = {"section": section, "stages": stages, "secret": secret}
+    if callable(default):
+        return Field(default_factory=default, description=help, json_schema_extra=extra)
+    return Field(default=default, description=help, json_schema_extra=extra)
+
+
+# ------------------------------------------------------------------------------------------------------------- stages
+
+
+class StageConfig(BaseModel):
+    """What every stage has: model, adapters, data, optimisation, evaluation, generation. Abstract: see the stages below."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=False)
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    stage: Literal["pt", "sft", "rm", "ppo"] = key("Stage", "sft", "what to train: pt, sft, rm or ppo")
+    do_train: bool = key("Stage", False, "train; without it the file is for chat, predict and export")
+    do_eval: bool = key("Stage", False, "evaluate the held-out rows, after training if there is any")
+    do_predict: bool = key(
+        "Stage", False, "answer (or, with stage rm, score) the rows of the evaluation set at the end"
+    )
+    predict_with_generate: bool = key("Stage", False, "predict by generating answers")
+    output_dir: Text | None = key("Stage", None, "the run folder")
+    overwrite_output_dir: bool = key(
+        "Stage", False, "start anew in a folder that holds a run; the old one is moved aside"
+    )
+    resume_from_checkpoint: Resume = key(
+        "Stage", None, "auto or true (newest checkpoint in the run folder), or a checkpoint folder", stages=TRAINING
+    )
+    run_name: Text | None = key("Stage", None, "a name for the run, kept in its manifest", stages=TRAINING)
+
+    model_name_or_path: Text | None = key("Model", None, "a local folder, a hub id or the packaged default model")
+    model_revision: Text = key("Model", "main", "branch, tag or commit of a hub model")
+    cache_dir: Text | None = key("Model", None, "folder for downloaded models")
+    hf_hub_token: Text | None = key("Model", None, "token for the Hugging Face hub", secret=True)
+    ms_hub_token: Text | None = key("Model", None, "token for the ModelScope hub", secret=True)
+    trust_remote_code: bool = key("Model", False, "allow a model folder to run its own Python code")
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "Model",
+        "auto",
+        "type of the matrix products; trained weights always have float32 masters (bf16, fp16: aliases)",
+    )
+    use_cpu: bool = key("Model", False, "stay on the CPU even where there is a GPU")
+    gradient_checkpointing: bool | None = key(
+        "Model", None, "recompute activations in the backward pass; null: where memory asks for it", stages=TRAINING
+    )
+
+    finetuning_type: Literal["lora"] = key("LoRA", "lora", "what is trained: low-rank adapters")
+    adapter_name_or_path: Names = key("LoRA", (), "adapter folders, stacked in this order on the base")
+    create_new_adapter: bool = key("LoRA", False, "train a new adapter on top instead of the last one", stages=TRAINING)
+    lora_rank: Count = key("LoRA", 8, "rank of the adapters", stages=TRAINING)
+    lora_alpha: Count = key(
+        "LoRA", lambda d: 2 * d["lora_rank"], "scale numerator; null: twice the rank", stages=TRAINING
+    )
+    lora_dropout: BelowOne = key("LoRA", 0.0, "dropout before the adapters", stages=("pt", "sft"))
+    lora_target: Names = key(
+        "LoRA", ("all",), "names of linear layers that get adapters; all: every one", stages=TRAINING
+    )
+
+    template: Text | None = key("Data", None, "chat template by name; null or auto: the tokenizer's own")
+    default_system: Text | None = key("Data", None, "system message of rows that have none; null: the template's")
+    enable_thinking: bool = key("Data", True, "qwen3: an empty thought before answers without one is trained on")
+    dataset: Names = key("Data", (), "data sets to train on, by their names in dataset_info.json")
+    eval_dataset: Names = key("Data", (), "held-out data sets; instead of val_size")
+    dataset_dir: Text | dict[str, Any] = key(
+        "Data", "data", "folder of dataset_info.json, ONLINE, or the mapping itself"
+    )
+    cutoff_len: Count = key("Data", 2048, "most tokens of a row; a longer one is cut, and counted")
+    max_samples: Count | None = key("Data", None, "most rows taken from each data set")
+    val_size: NonNegative = key("Data", 0.0, "held-out rows: a number if at least 1, a fraction below")
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over", "interleave_once"] = key(
+        "Data", "concat", "how several data sets become one"
+    )
+    interleave_probs: Weights = key("Data", (), "share of each data set when interleaved")
+    train_on_prompt: bool = key("Data", False, "train on every token of the row", stages=("sft",))
+    mask_history: bool = key("Data", False, "train on the last answer only", stages=("sft",))
+    disable_shuffling: bool = key("Data", False, "keep the rows in file order", stages=TRAINING)
+
+    per_device_train_batch_size: Count = key("Optimisation", 8, "rows of a batch before accumulation", stages=TRAINING)
+    gradient_accumulation_steps: Count = key("Optimisation", 1, "batches per optimizer step", stages=TRAINING)
+    micro_batch_tokens: Count | None = key(
+        "Optimisation", None, "tokens per forward pass; null: from memory; no effect on results", stages=TRAINING
+    )
+    learning_rate: Positive = key("Optimisation", 5e-5, "peak learning rate", stages=TRAINING)
+    num_train_epochs: Positive = key(
+        "Optimisation", 3.0, "passes over the data, unless max_steps is set", stages=TRAINING
+    )
+    max_steps: Integer = key("Optimisation", -1, "steps in all; above 0 it overrides num_train_epochs", stages=TRAINING)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
+        key("Optimisation", "linear", "course of the learning rate after the warm-up", stages=TRAINING)
+    )
+    warmup_ratio: BelowOne = key("Optimisation", 0.0, "warm-up as a share of all steps", stages=TRAINING)
+    warmup_steps: NonNegative = key(
+        "Optimisation", 0.0, "warm-up in steps; below 1 a share of all steps", stages=TRAINING
+    )
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_hf"] = key(
+        "Optimisation", "adamw_torch", "AdamW under any of its names", stages=TRAINING
+    )
+    weight_decay: NonNegative = key("Optimisation", 0.0, "decoupled weight decay", stages=TRAINING)
+    adam_beta1: BelowOne = key("Optimisation", 0.9, "decay of the first moment", stages=TRAINING)
+    adam_beta2: BelowOne = key("Optimisation", 0.999, "decay of the second moment", stages=TRAINING)
+    adam_epsilon: Positive = key("Optimisation", 1e-8, "added to the root of the second moment", stages=TRAINING)
+    max_grad_norm: NonNegative = key(
+        "Optimisation", 1.0, "gradient norm of a role is clipped to this; 0: not", stages=TRAINING
+    )
+    seed: Whole = key("Optimisation", 42, "seed of initial weights, data order and sampling")
+    data_seed: Whole | None = key("Optimisation", None, "seed of the data order; null: seed", stages=TRAINING)
+    full_determinism: bool = key("Optimisation", False, "bitwise repeatable on a GPU too, slower", stages=TRAINING)
+
+    logging_strategy: Interval = key("Logging and evaluation", "steps", "when to log", stages=TRAINING)
+    logging_steps: Positive = key(
+        "Logging and evaluation", 500.0, "steps between lines; below 1 a share of all", stages=TRAINING
+    )
+    save_strategy: Interval = key("Logging and evaluation", "steps", "when to save a checkpoint", stages=TRAINING)
+    save_steps: Positive = key(
+        "Logging and evaluation", 500.0, "steps between checkpoints; below 1 a share", stages=TRAINING
+    )
+    save_total_limit: Count | None = key("Logging and evaluation", None, "checkpoints kept; null: all", stages=TRAINING)
+    eval_strategy: Interval = key("Logging and evaluation", "no", "when to evaluate the held-out rows", stages=TRAINING)
+    eval_steps: Positive | None = key(
+        "Logging and evaluation",
+        None,
+        "steps between evaluations; below 1 a share; null: logging_steps",
+        stages=TRAINING,
+    )
+    eval_on_start: bool = key("Logging and evaluation", False, "evaluate before the first step", stages=TRAINING)
+    per_device_eval_batch_size: Count = key(
+        "Logging and evaluation", 8, "rows per evaluation batch; no effect on results"
+    )
+    eval_tasks: Names = key(
+        "Logging and evaluation", (), "tasks run on held-out rows by generating (exact_match, sql_match)"
+    )
+    eval_max_samples: Count | None = key("Logging and evaluation", None, "most held-out rows used by an evaluation")
+    load_best_model_at_end: bool = key("Logging and evaluation", False, "end with the best checkpoint", stages=TRAINING)
+    metric_for_best_model: Text | None = key(
+        "Logging and evaluation", None, "the metric that ranks checkpoints", stages=TRAINING
+    )
+    greater_is_better: bool | None = key(
+        "Logging and evaluation", None, "direction of that metric; null: by its name", stages=TRAINING
+    )
+    early_stopping_steps: Count | None = key(
+        "Logging and evaluation", None, "stop after so many evaluations without a better one", stages=TRAINING
+    )
+    plot_loss: bool = key("Logging and evaluation", False, "save the curves as PNG", stages=TRAINING)
+
+    do_sample: bool | None = key("Generation", None, "sample (true) or take the likeliest token; null: sample in chat")
+    temperature: NonNegative | None = key("Generation", None, "null: 0.95 in chat and predict, 1 in rollouts")
+    top_p: TopP | None = key("Generation", None, "null: 0.7 in chat and predict; not applied in rollouts")
+    top_k: TopK | None = key("Generation", None, "0 or -1: off; null: 50 in chat and predict; not applied in rollouts")
+    repetition_penalty: Positive | None = key("Generation", None, "null: 1; not applied in rollouts")
+    max_new_tokens: Count | None = key("Generation", None, "most tokens of an answer; null: 1024")
+    max_length: Count | None = key(
+        "Generation", None, "most tokens of prompt and answer; only when max_new_tokens is not set"
+    )
+    skip_special_tokens: bool = key("Generation", True, "leave special tokens out of answers' text")
+
+    export_dir: Text | None = key("Export", None, "folder for the merged model", stages=("infer",))
+    export_size: Count = key("Export", 5, "largest shard, in GB", stages=("infer",))
+
+    reward_readout: Literal["stop", "last"] = key(
+        "Reward model",
+        "stop",
+        "token at which a reward is read: the end-of-turn token, or the last",
+        stages=("rm", "infer"),
+    )
+
+    # -------------------------------------------------------------------------------------------------- derived values
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines to print at the start: ignored keys with the reason, differences that matter."""
+        return self._notes
+
+    def origin(self, name: str) -> str:
+        """Where the value of a key comes from: `file:line: key`, `command line: key`, `argument: key`, or `default`."""
+        return self._origins.get(name, "default")
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """Every key that the user wrote, under its canonical name, with the value as read; those not acted on too."""
+        return self._given
+
+    def written(self, name: str) -> bool:
+        """Was this key given by the user?"""
+        return name in self._origins
+
+    @property
+    def do_infer(self) -> bool:
+        """No training asked for: a file for chat, predict, export or evaluation."""
+        return not self.do_train
+
+    @property
+    def batch_size(self) -> int:
+        """Rows (prompts, or pairs) per optimizer step, on one process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the data order."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def warmup(self, total_steps: int) -> int:
+        """Warm-up steps of a run of `total_steps`; a share is rounded up. `warmup_steps` wins over `warmup_ratio`."""
+        if self.warmup_steps >= 1:
+            return int(self.warmup_steps)
+        return math.ceil(total_steps * (self.warmup_steps or self.warmup_ratio))
+
+    def interval(self, name: Literal["logging", "save", "eval"], total_steps: int) -> int | None:
+        """Steps between two logs, checkpoints or evaluations; None when they follow epochs or never happen."""
+        if getattr(self, f"{name}_strategy") != "steps":
+            return None
+        steps: float = getattr(self, f"{name}_steps") or self.logging_steps
+        return max(1, math.ceil(total_steps * steps) if steps < 1 else int(steps))
+
+    @property
+    def chat_sampling(self) -> Sampling:
+        """How chat and predict draw: 0.95 / 0.7 / 50 where the file says nothing; temperature 0 is greedy."""
+        return Sampling(
+            temperature=0.0 if self.do_sample is False else 0.95 if self.temperature is None else self.temperature,
+            top_p=0.7 if self.top_p is None else self.top_p,
+            top_k=50 if self.top_k is None else max(0, self.top_k),
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            max_new_tokens=self.answer_limit,
+            seed=self.seed,
+        )
+
+    @property
+    def answer_limit(self) -> int:
+        """Most new tokens of an answer. When only `max_length` is written this is its bound before the prompt is counted."""
+        return self.max_new_tokens or self.max_length or 1024
+
+
+class PtConfig(StageConfig):
+    """Continued pre-training on plain text: every token is a label."""
+
+    stage: Literal["pt"] = key("Stage", "pt", "what to train: pt, sft, rm or ppo")
+
+
+class SftConfig(StageConfig):
+    """Supervised fine-tuning."""
+
+    stage: Literal["sft"] = key("Stage", "sft", "what to train: pt, sft, rm or ppo")
+
+
+class RmConfig(StageConfig):
+    """Reward model, Bradley-Terry on pairs."""
+
+    stage: Literal["rm"] = key("Stage", "rm", "what to train: pt, sft, rm or ppo")
+
+    center_rewards_coef: NonNegative = key(
+        "Reward model", 0.0, "weight of the squared sum of a pair's rewards in the loss", stages=("rm",)
+    )
+
+
+def _kl_start(values: Mapping[str, Any]) -> float:
+    return 0.05 if values.get("kl_target") is None else 0.2
+
+
+_PPO = ("ppo",)
+
+
+class PpoConfig(StageConfig):
+    """Proximal policy optimisation against a reward model."""
+
+    stage: Literal["ppo"] = key("Stage", "ppo", "what to train: pt, sft, rm or ppo")
+
+    reward_model: Text | None = key("PPO", None, "folder of the reward model's adapter", stages=_PPO)
+    reward_model_type: Literal["lora"] = key(
+        "PPO", "lora", "the reward model is an adapter on the same base", stages=_PPO
+    )
+    ppo_epochs: Count = key("PPO", 4, "passes over each rollout batch", stages=_PPO)
+    ppo_buffer_size: Count = key("PPO", 1, "optimizer batches per rollout batch", stages=_PPO)
+    group_size: Count = key("PPO", 1, "answers per prompt", stages=_PPO)
+    kl_target: Positive | None = key(
+        "PPO", None, "KL per answer that an adaptive coefficient steers to; null: fixed coefficient", stages=_PPO
+    )
+    kl_coef: NonNegative = key(
+        "PPO", _kl_start, "weight of the KL to the reference; start value when adaptive (then 0.2)", stages=_PPO
+    )
+    kl_horizon: Positive = key("PPO", 10000.0, "answers over which the adaptive coefficient moves", stages=_PPO)
+    kl_placement: Literal["reward", "loss"] = key("PPO", "reward", "where the KL enters", stages=_PPO)
+    kl_estimator: Literal["k1", "k2", "k3"] = key("PPO", "k1", "estimator of the KL", stages=_PPO)
+    gamma: Unit = key("PPO", 1.0, "discount", stages=_PPO)
+    gae_lambda: Unit = key("PPO", 0.95, "lambda of generalised advantage estimation", stages=_PPO)
+    clip_range: Positive = key("PPO", 0.2, "the ratio is clipped to 1 plus or minus this", stages=_PPO)
+    clip_range_low: BelowOne | None = key("PPO", None, "lower clip range; null: clip_range", stages=_PPO)
+    clip_range_high: NonNegative | None = key("PPO", None, "upper clip range; null: clip_range", stages=_PPO)
+    clip_range_value: Positive | None = key(
+        "PPO", 0.2, "value clip, in units of the scores' running standard deviation; null: off", stages=_PPO
+    )
+    vf_coef: NonNegative = key("PPO", 0.1, "weight of the value loss", stages=_PPO)
+    critic: Literal["adapter", "head"] = key(
+        "PPO", "adapter", "an adapter and head of its own, or a head on the policy", stages=_PPO
+    )
+    critic_learning_rate: Positive | None = key("PPO", None, "null: learning_rate", stages=_PPO)
+    critic_warmup_steps: Whole | None = key(
+        "PPO",
+        None,
+        "rollouts that train only the critic; null: 0 if it starts from a reward model, else 5",
+        stages=_PPO,
+    )
+    whiten_advantages: bool = key("PPO", True, "advantages to mean 0, variance 1 over the rollout batch", stages=_PPO)
+    whiten_rewards: bool = key("PPO", False, "rewards to variance 1 over the rollout batch", stages=_PPO)
+    score_norm: bool = key("PPO", False, "scores divided by their running standard deviation", stages=_PPO)
+    reward_clip: Positive | None = key("PPO", None, "scores clipped to plus or minus this; null: not", stages=_PPO)
+    missing_eos_penalty: NonNegative = key(
+        "PPO", 1.0, "taken off the score of an answer that did not end by itself", stages=_PPO
+    )
+    missing_eos_mode: Literal["subtract", "replace"] = key(
+        "PPO", "subtract", "take it off, or score minus the penalty", stages=_PPO
+    )
+    entropy_coef: NonNegative = key("PPO", 0.0, "weight of an entropy bonus", stages=_PPO)
+
+    @property
+    def rollout_size(self) -> int:
+        """Prompts per rollout batch."""
+        return self.batch_size * self.ppo_buffer_size
+
+    @property
+    def rollout_temperature(self) -> float:
+        """1 unless the file writes `temperature`; it divides every log-probability too."""
+        return 1.0 if self.temperature is None else self.temperature
+
+    @property
+    def rollout_sampling(self) -> Sampling:
+        """How rollouts are drawn: temperature only, so that what samples is what is scored."""
+        return Sampling(temperature=self.rollout_temperature, max_new_tokens=self.answer_limit, seed=self.seed)
+
+
+class InferConfig(StageConfig):
+    """Chat, predict, export and scoring: a file without `do_train`."""
+
+
+MODELS: dict[str, type[StageConfig]] = {
+    "pt": PtConfig,
+    "sft": SftConfig,
+    "rm": RmConfig,
+    "ppo": PpoConfig,
+    "infer": InferConfig,
+}
