@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -27,19 +27,7 @@ class Entry:
     text: str | None = None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1, except that `1e-4` is a number (1.1 wants a dot) and dates stay text."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-_SINGLE_LETTER_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
+_WINDOWS_PATH = re.compile(r"^[A-Za-z]:[\\/]")
 
 
 def read(path: Path) -> list[Entry]:
@@ -64,7 +52,7 @@ def read(path: Path) -> list[Entry]:
 
 
 def _yaml(text: str, name: str) -> Iterator[Entry]:
-    loader = _Loader(text)
+    loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
         if root is None:
@@ -206,9 +194,9 @@ def _is_pair(word: str) -> bool:
 
 def _scalar(text: str) -> Any:
     """A value from the command line, read as YAML would; text that YAML cannot read is text."""
-    if _SINGLE_LETTER_DRIVE.match(text):
+    if _WINDOWS_PATH.match(text):
         return text
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        return yaml.safe_load(text)
     except yaml.YAMLError:
         return text

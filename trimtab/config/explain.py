@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.config.keys import KEYS
-from trimtab.config.stages import StageConfig
+from trimtab.config.stages import MODELS, StageConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class ExplainRow:
 
 
 def dump_resolved(config: StageConfig) -> dict[str, Any]:
-    """Every value as JSON types; secrets become null. `load` of it gives an equal config (without a token that was there)."""
+    """Every value as JSON types; secrets become null. `load` of it gives the same values again."""
     values = config.model_dump(mode="json")
     return {name: None if KEYS[name].secret else value for name, value in values.items()}
 
@@ -28,6 +28,7 @@ def dump_resolved(config: StageConfig) -> dict[str, Any]:
 def explain(config: StageConfig) -> list[ExplainRow]:
     """What was written, in the file's order, then every default; what is not acted on with its reason."""
     values = config.model_dump()
+    kind = next(name for name, model in MODELS.items() if type(config) is model)
     rows: list[ExplainRow] = []
     for name in [*config.given, *(name for name in values if name not in config.given)]:
         row = KEYS[name]
@@ -40,7 +41,7 @@ def explain(config: StageConfig) -> list[ExplainRow]:
             state = "at its off value"
         elif state == "alias":
             state = f"alias of {row.instead}"
-        elif config.stage not in row.stages and "infer" not in row.stages:
-            state = f"not read by stage {config.stage}"
+        elif kind not in row.stages:
+            state = "not read without do_train" if kind == "infer" else f"not read by stage {kind}"
         rows.append(ExplainRow(key=name, value=shown, origin=config.origin(name), state=state))
     return rows

@@ -7,8 +7,8 @@ States:
 - refused: fine at its off value; any other asks for another loss, optimizer, adapter, precision or data than we have.
 - removed: a key that its owners took away; accepted with a note.
 
-The rows below are data: (name, kind, default, reason) for what is ignored, and (name, kind, default, why, instead) for what
-is refused. `kind` is the type its value must have; a default of `HF` is the one in `training_arguments.py`.
+The rows below are data: (name, kind, default, reason) for what is ignored, (name, kind, default, why, instead) for what is
+refused. `kind` is the type its value must have; a default of `HF` is the one in `training_arguments.py`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Key:
     secret: bool = False
 
 
-# name -> key it stands for. bf16, fp16, infer_dtype and disable_gradient_checkpointing set a value of their key (resolve.py).
+# name -> (key it stands for, help). Those in SETTERS set a value of that key; the others are other spellings of it.
 ALIASES = {
     "evaluation_strategy": ("eval_strategy", "its name in older files"),
     "ppo_target": ("kl_target", "adaptive KL with this target, only when written; its default there (6) is not ours"),
@@ -66,7 +66,7 @@ ALIASES = {
     "infer_dtype": ("compute_dtype", "the type in chat and predict; not read when training"),
     "disable_gradient_checkpointing": ("gradient_checkpointing", "true: false"),
 }
-_ALIAS_KINDS = {"bf16": "bool", "fp16": "bool", "disable_gradient_checkpointing": "bool", "no_cuda": "bool"}
+SETTERS = {"bf16": "bool", "fp16": "bool", "disable_gradient_checkpointing": "bool", "infer_dtype": "str"}
 
 _ONE_PROCESS = "there is one process"
 _SPEED = "changes speed or memory only; trimtab chooses its own kernels"
@@ -86,7 +86,7 @@ IGNORED: list[tuple[str, str, Any, str]] = [
     ("use_fast_tokenizer", "bool", True, "transformers has one tokenizer per model now, the fast one"),
     ("init_special_tokens", "str", "noise_init", _only_with("add_tokens")),
     ("low_cpu_mem_usage", "bool", True, "weights are always loaded without a second copy"),
-    ("flash_attn", "str", "auto", _SPEED),
+    ("flash_attn", "any", "auto", _SPEED),
     ("use_unsloth", "bool", False, _SPEED),
     ("use_unsloth_gc", "bool", False, _SPEED),
     ("enable_liger_kernel", "bool", False, _SPEED),
@@ -228,7 +228,8 @@ IGNORED: list[tuple[str, str, Any, str]] = [
         "kt_use_lora_experts", "kt_lora_expert_num", "kt_lora_expert_intermediate_size",
     )),
     *((name, "any", None, _only_with("use_galore")) for name in (
-        "galore_target", "galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type", "galore_layerwise",
+        "galore_target", "galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type",
+        "galore_layerwise",
     )),
     *((name, "any", None, _only_with("use_apollo")) for name in (
         "apollo_target", "apollo_rank", "apollo_update_interval", "apollo_scale", "apollo_proj", "apollo_proj_type",
@@ -265,34 +266,43 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
     ("add_tokens", "any", None, _TOKENS, "leave it out"),
     ("add_special_tokens", "any", None, _TOKENS, "leave it out"),
     ("new_special_tokens_config", "any", None, _TOKENS, "leave it out"),
-    ("rope_scaling", "any", None, "it changes the base model's positions", "the positions of the model's own config.json"),
-    ("shift_attn", "bool", False, "S2-attention changes what is computed", "full attention; lower cutoff_len if memory is short"),
+    ("rope_scaling", "any", None, "it changes the base model's positions",
+     "the positions of the model's own config.json"),
+    ("shift_attn", "bool", False, "S2-attention changes what is computed",
+     "full attention; lower cutoff_len if memory is short"),
     ("mixture_of_depths", "any", None, "it changes the architecture that is trained", _LORA),
     ("moe_aux_loss_coef", "float", None, "it adds a term to the loss", "leave it out"),
     ("train_from_scratch", "bool", False, "adapters need a trained base under them", _LORA),
     ("quantization_bit", "int", None, "quantised bases are not supported yet", "compute_dtype: bfloat16"),
-    ("export_quantization_bit", "int", None, "quantising is not supported", "export full weights with export_dir"),
+    ("export_quantization_bit", "int", None, "quantising is not supported", "full weights, with export_dir"),
     ("export_legacy_format", "bool", False, "pickled weights are not written", "safetensors, the default"),
-    ("export_hub_model_id", "str", None, "nothing is uploaded", "export_dir, and upload the folder yourself"),
+    ("export_hub_model_id", "str", None, "nothing is uploaded", "export_dir, and upload it yourself"),
     ("streaming", "bool", False, "it changes the order and number of rows", "max_samples to read fewer rows"),
     ("eval_num_beams", "int", None, "there is no beam search", "do_sample: false for the likeliest token"),
     ("ignore_pad_token_for_loss", "bool", True, "padding is never trained on", "leave it out"),
-    ("eval_on_each_dataset", "bool", False, "held-out rows are evaluated as one set", "one run of do_eval per data set"),
+    ("eval_on_each_dataset", "bool", False, "held-out rows are evaluated as one set",
+     "one run of do_eval per data set"),
     ("packing", "bool", None, "rows joined in one sequence see each other and change what a batch is",
-     "rows are already batched by tokens, with little padding: leave it out"),
-    ("neat_packing", "bool", False, "packing changes what a batch is", "rows are already batched by tokens: leave it out"),
+     "leave it out: rows are already batched by tokens, with little padding"),
+    ("neat_packing", "bool", False, "packing changes what a batch is",
+     "leave it out: rows are already batched by tokens"),
     ("tool_format", "str", None, "tool formats are the template's own", "leave it out"),
-    ("preserve_thinking", "bool", False, "thoughts of earlier turns are stripped, as the model was trained", "leave it out"),
-    ("tokenized_path", "str", None, "tokenised sets are neither saved nor loaded yet", "leave it out; tokenising is quick"),
-    ("additional_target", "any", None, "modules trained in full beside the adapters are not supported yet", "lora_target"),
+    ("preserve_thinking", "bool", False, "thoughts of earlier turns are stripped, as the model was trained",
+     "leave it out"),
+    ("tokenized_path", "str", None, "tokenised sets are neither saved nor loaded yet",
+     "leave it out; tokenising is quick"),
+    ("additional_target", "any", None, "modules trained in full beside the adapters are not supported yet",
+     "lora_target"),
     ("loraplus_lr_ratio", "float", None, "LoRA+ gives the two factors different learning rates", _LORA),
-    ("use_rslora", "bool", False, "it scales by the root of the rank", "lora_alpha: the alpha you want times the root of the rank"),
+    ("use_rslora", "bool", False, "it scales by the root of the rank",
+     "lora_alpha: the alpha you want times the root of the rank"),
     ("use_dora", "bool", False, "it trains magnitudes beside the adapters", _LORA),
     ("pissa_init", "bool", False, "it changes the base, which is never changed here", _LORA),
     ("pissa_convert", "bool", False, "it belongs to pissa_init", _LORA),
     ("ref_model", "str", None, "another reference than the stage's start is not supported yet", _REFERENCE),
     ("ref_model_adapters", "any", None, "another reference than the stage's start is not supported yet", _REFERENCE),
-    ("reward_model_adapters", "any", None, "it belongs to a full reward model", "reward_model: FOLDER of a reward adapter"),
+    ("reward_model_adapters", "any", None, "it belongs to a full reward model",
+     "reward_model: FOLDER of a reward adapter"),
     ("reward_model_quantization_bit", "int", None, "quantised bases are not supported yet", "leave it out"),
     ("pure_bf16", "bool", False, "trained weights always keep float32 masters", "bf16: true"),
     ("use_llama_pro", "bool", False, "it trains added layers", _LORA),
@@ -305,7 +315,8 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
         "use_dft_loss", "use_asft_loss", "use_eaft_loss")),
     ("freeze_language_model", "bool", False, "nothing else is there to train", "freeze_language_model: false"),
     ("num_beams", "int", 1, "there is no beam search", "do_sample: false for the likeliest token"),
-    ("ray_num_workers", "int", 1, "there is one process; more would make the batch larger", "gradient_accumulation_steps"),
+    ("ray_num_workers", "int", 1, "there is one process; more would make the batch larger",
+     "gradient_accumulation_steps"),
     ("fp8", "bool", False, "there is no fp8 training", "compute_dtype: bfloat16"),
     # transformers
     ("lr_scheduler_kwargs", "any", HF, "the schedules have no further settings", "leave it out"),
@@ -317,17 +328,21 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
     ("fp16_full_eval", "bool", HF, "evaluation runs in the type of training", "compute_dtype"),
     ("tf32", "bool", HF, "it changes the precision of float32 products", "compute_dtype: bfloat16"),
     ("eval_delay", "float", HF, "evaluations start with the first interval", "eval_steps"),
-    ("push_to_hub", "bool", HF, "nothing is uploaded", "upload output_dir yourself"),
+    ("push_to_hub", "bool", HF, "nothing is uploaded", "output_dir, and upload it yourself"),
     ("ignore_data_skip", "bool", HF, "a resumed run goes on at the row where it stopped", "leave it out"),
     ("accelerator_config", "any", HF, "there is one process, and batches are trimtab's own", "leave it out"),
     ("parallelism_config", "any", HF, "there is one process", "leave it out"),
     ("dataloader_drop_last", "bool", HF, "the last partial batch is used", "leave it out"),
-    ("train_sampling_strategy", "str", HF, "rows are shuffled, or kept in order", "disable_shuffling: true to keep the order"),
-    ("group_by_length", "bool", False, "it changes the order of rows", "leave it out: forwards are batched by tokens anyway"),
-    ("sortish_sampler", "bool", HF, "it changes the order of rows", "leave it out: forwards are batched by tokens anyway"),
+    ("train_sampling_strategy", "str", HF, "rows are shuffled, or kept in order",
+     "disable_shuffling: true to keep the order"),
+    ("group_by_length", "bool", False, "it changes the order of rows",
+     "leave it out: forwards are batched by tokens anyway"),
+    ("sortish_sampler", "bool", HF, "it changes the order of rows",
+     "leave it out: forwards are batched by tokens anyway"),
     ("generation_max_length", "int", HF, "the length of answers has one name here", "max_new_tokens, or max_length"),
     ("generation_num_beams", "int", HF, "there is no beam search", "do_sample: false"),
-    ("generation_config", "any", HF, "generation is set key by key", "do_sample, temperature, top_p, top_k, max_new_tokens"),
+    ("generation_config", "any", HF, "generation is set key by key",
+     "do_sample, temperature, top_p, top_k, max_new_tokens"),
 ]  # fmt: skip
 
 # Values beside the default and null at which a refused key does nothing.
@@ -369,6 +384,36 @@ REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
     ("finetuning_type", "full"): ("training all weights is not supported yet", _LORA),
     ("finetuning_type", "freeze"): ("training some layers in full is not supported yet", _LORA),
     ("finetuning_type", "oft"): ("orthogonal fine-tuning is not supported", _LORA),
+    **{
+        ("optim", name): ("it is another optimizer, or rounds the state of this one", _ADAMW)
+        for name in (
+            *(
+                "adamw_8bit",
+                "adamw_bnb_8bit",
+                "paged_adamw",
+                "paged_adamw_8bit",
+                "paged_adamw_32bit",
+                "adamw_torch_8bit",
+            ),
+            *(
+                "adafactor",
+                "sgd",
+                "adagrad",
+                "rmsprop",
+                "lion_32bit",
+                "lion_8bit",
+                "adamw_apex_fused",
+                "schedule_free_adamw",
+            ),
+        )
+    },
+    **{
+        ("lr_scheduler_type", name): ("it is another course of the learning rate", "cosine, or linear")
+        for name in (
+            *("cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "reduce_lr_on_plateau"),
+            *("warmup_stable_decay", "greedy"),
+        )
+    },
     ("reward_model_type", "full"): (
         "a reward model of its own base is not supported yet",
         "reward_model_type: lora, on the same base",
@@ -431,7 +476,7 @@ def _default(name: str, default: Any) -> Any:
 def _table() -> dict[str, Key]:
     rows = _acted_on()
     for name, (target, help) in ALIASES.items():
-        kind = _ALIAS_KINDS.get(name, "str" if name == "infer_dtype" else rows[target].kind)
+        kind = SETTERS.get(name, rows[target].kind)
         rows[name] = Key(
             name=name, kind=kind, default=None, state="alias", help=help, section=rows[target].section, instead=target,
             stages=rows[target].stages,

@@ -12,8 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from trimtab.config import dialect
 from trimtab.config.dialect import Entry
-from trimtab.config.keys import KEYS, REFUSED_VALUES, Key, nullable
-from trimtab.config.stages import MODELS, STAGES, Integer, PpoConfig, StageConfig, Text
+from trimtab.config.keys import KEYS, REFUSED_VALUES, SETTERS, Key, nullable
+from trimtab.config.stages import MODELS, STAGES, Integer, PpoConfig, Real, StageConfig, Text
 from trimtab.errors import ConfigError
 from trimtab.registry import nearest
 
@@ -26,7 +26,7 @@ _TOGETHER = (
 _KINDS: dict[str, TypeAdapter[Any]] = {
     "bool": TypeAdapter(bool | None),
     "int": TypeAdapter(Integer | None),
-    "float": TypeAdapter(float | None),
+    "float": TypeAdapter(Real | None),
     "str": TypeAdapter(Text | None),
 }
 
@@ -39,7 +39,7 @@ def load(
     Args:
         source: a YAML or JSON file, or a dict with the same keys.
         overrides: `key=value` (or `--key value`) words, which win over the file.
-        stage: the stage to read it for, whatever the file says; "infer" for chat, predict and export of a training file.
+        stage: the stage to read it for, whatever the file says; "infer" to chat, predict or export with a training file.
 
     Returns:
         The frozen model of the stage; an `InferConfig` when the file does not train.
@@ -55,15 +55,13 @@ def load(
     problems: list[ConfigError] = []
     notes: list[str] = []
     given = _merge(entries, words, problems)
+    if stage == "infer":
+        given.pop("do_train", None)
     kind = _stage(given, stage, problems)
     model = MODELS[kind]
     values = _values(given, kind, problems, notes)
     origins = {key: given[key].where for key in values}
     _precision(given, kind, values, origins, problems, notes)
-    if kind == "infer":
-        values.pop("do_train", None)
-        if stage == "infer":
-            origins.pop("do_train", None)
     config = _build(model, values, origins, problems)
     if config is None:
         raise _together(problems, name)
@@ -105,11 +103,8 @@ def _merge(entries: list[Entry], words: list[Entry], problems: list[ConfigError]
 
 def _canonical(name: str) -> str:
     row = KEYS.get(name)
-    renamed = row is not None and row.state == "alias" and name not in _SETTERS
+    renamed = row is not None and row.state == "alias" and name not in SETTERS
     return row.instead if row is not None and renamed else name
-
-
-_SETTERS = {"bf16", "fp16", "infer_dtype", "disable_gradient_checkpointing"}
 
 
 def _stage(given: dict[str, Entry], asked: str | None, problems: list[ConfigError]) -> str:
@@ -160,13 +155,13 @@ def _values(given: dict[str, Entry], kind: str, problems: list[ConfigError], not
         elif row.state in ("ignored", "refused"):
             _state(row, entry, problems, notes)
         elif row.state == "acted on":
-            if kind not in row.stages:
+            if kind not in row.stages and entry.value not in (None, row.default):
                 unread.append(entry.key)
             if name in fields:
                 value = _as_written(entry, fields[name].annotation)
                 if value is not None or nullable(fields[name].annotation):
                     values[name] = value
-            elif kind != "infer":
+            else:
                 _check_elsewhere(name, entry, problems)
     if unread and kind != "infer":
         notes.append(f"not read by stage {kind}: {', '.join(unread)}")
@@ -219,9 +214,7 @@ def _state(row: Key, entry: Entry, problems: list[ConfigError], notes: list[str]
     if value is None or value == [] or value == row.default or value in row.off:
         return
     if row.state == "ignored":
-        if not (row.default is None and value is False) and not (
-            row.name == "report_to" and value in (["none"], "all")
-        ):
+        if not (row.default is None and value is False) and value != ["none"]:
             notes.append(f"{entry.where}: ignored: {row.help}")
         return
     problems.append(
@@ -229,7 +222,7 @@ def _state(row: Key, entry: Entry, problems: list[ConfigError], notes: list[str]
             f"{row.name}: {_shown(row, value)} is not supported",
             where=entry.where,
             why=row.help,
-            remedy=f"use {row.instead}",
+            remedy=("" if row.instead.startswith("leave") else "use ") + row.instead,
         )
     )
 
@@ -245,7 +238,10 @@ def _shown(row: Key | None, value: Any) -> str:
 
 def _wrong(name: str, where: str, value: Any, why: str, help: str) -> ConfigError:
     return ConfigError(
-        f"{name}: {_shown(KEYS.get(name), value)} cannot be used", where=where, why=why, remedy=f"{name}: {help}"
+        f"{name}: {_shown(KEYS.get(name), value)} cannot be used",
+        where=where,
+        why=why,
+        remedy=f"correct it; {name} is: {help}",
     )
 
 
@@ -430,18 +426,18 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
 def _differences(config: StageConfig) -> list[str]:
     """Lines about keys that act otherwise here than where the file may come from, given what is written."""
     lines: list[str] = []
-    if config.written("warmup_steps") and config.written("warmup_ratio") and config.warmup_steps > 0:
+    if config.warmup_steps > 0 and config.warmup_ratio > 0:
         lines.append("warmup_steps acts, warmup_ratio does not: both are written")
     if config.lora_dropout > 0 and config.stage in ("rm", "ppo") and config.do_train:
         lines.append(
             f"lora_dropout: not applied in stage {config.stage}: rewards and probabilities are scored without it"
         )
     if isinstance(config, PpoConfig):
-        filters = [k for k in ("do_sample", "top_k", "top_p", "repetition_penalty") if config.written(k)]
+        filters = [k for k in ("do_sample", "top_k", "top_p", "repetition_penalty") if getattr(config, k) is not None]
         if filters:
             lines.append(
-                f"{', '.join(filters)}: applied in chat, predict and sampled evaluation; rollouts use the temperature only "
-                f"({config.rollout_temperature:g}), so that the KL to the reference is that of the policy itself"
+                f"{', '.join(filters)}: applied in chat, predict and sampled evaluation; rollouts use the temperature "
+                f"alone ({config.rollout_temperature:g}), so that the KL to the reference is that of the policy itself"
             )
         lines.append("reference: the policy at the start of this stage, adapters included")
     return lines

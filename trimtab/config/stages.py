@@ -23,9 +23,9 @@ EVERYWHERE = (*STAGES, "infer")
 
 
 def _number(value: object) -> object:
-    """`1e-4` without a dot is a string in YAML 1.1, and so is everything from a command line; a switch is not a number."""
+    """`1e-4` without a dot is a string in YAML 1.1, and so are many values from a program; a switch is not a number."""
     if isinstance(value, bool):
-        raise ValueError("true and false are not numbers")  # noqa: TRY004  (pydantic collects ValueErrors)
+        raise ValueError("true and false are not numbers")
     if isinstance(value, str):
         try:
             return int(value)
@@ -56,13 +56,13 @@ def _strategy(value: object) -> object:
 
 def _resume(value: object) -> object:
     """true means the newest checkpoint in the run folder, as does auto."""
-    if value is True or (isinstance(value, str) and value.lower() == "true"):
+    word = str(value).lower()
+    if word in ("true", "yes", "on", "auto"):
         return "auto"
-    if value is False or (isinstance(value, str) and value.lower() in ("false", "none", "")):
-        return None
-    return value
+    return None if word in ("false", "no", "off", "none", "") else value
 
 
+Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 Whole = Annotated[int, Field(ge=0), BeforeValidator(_number)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 Integer = Annotated[int, BeforeValidator(_number)]
@@ -91,7 +91,7 @@ def key(section: str, default: Any, help: str, *, stages: tuple[str, ...] = EVER
 
 
 class StageConfig(BaseModel):
-    """What every stage has: model, adapters, data, optimisation, evaluation, generation. Abstract: see the stages below."""
+    """What every stage has: model, adapters, data, optimisation, evaluation, generation. The stages below are final."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), validate_default=False)
 
@@ -312,7 +312,7 @@ class StageConfig(BaseModel):
 
     @property
     def answer_limit(self) -> int:
-        """Most new tokens of an answer. When only `max_length` is written this is its bound before the prompt is counted."""
+        """Most new tokens of an answer; `max_length`, when it stands alone, before the prompt is taken off it."""
         return self.max_new_tokens or self.max_length or 1024
 
 

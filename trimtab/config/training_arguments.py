@@ -1,7 +1,7 @@
 """The fields of transformers' Seq2SeqTrainingArguments with their defaults, as of the version named here.
 
-Generated once and committed; a test compares it with the installed version. What trimtab does with each is said in `keys.py`
-(or in `stages.py`, for those it acts on).
+Generated once and committed; a test compares it with the installed version. What trimtab does with each of them is said in
+`keys.py`, or in `stages.py` for those that it acts on.
 """
 
 from __future__ import annotations
