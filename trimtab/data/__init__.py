@@ -1,0 +1,1 @@
+"""Data: files to examples (`formats`), to text (`templates`), to token rows (`encode`), to stages (`loader`)."""

@@ -1,0 +1,413 @@
+"""From a stage's config to its rows: sets are read, mixed, cut to `max_samples`, encoded, split, and counted on the
+way.
+
+Nothing disappears without being counted: `StageData.report` adds up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from trimtab.data import encode, info, order
+from trimtab.data.dropped import Dropped
+from trimtab.data.formats import FORMATS
+from trimtab.data.order import batches, epoch_order
+from trimtab.data.templates import Template
+from trimtab.data.tokenizer import Tokenizer
+from trimtab.errors import DataError
+from trimtab.types import Example, Pair, Prompt, TokenRow
+
+RowT = TypeVar("RowT", TokenRow, Pair, Prompt)
+Config = Any  # any object with the attributes that users know as keys; see trimtab/config
+
+LONG = 2000  # rows from which encoding may take more than a moment
+
+__all__ = ["Report", "SetReport", "StageData", "batches", "epoch_order", "load_data"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetReport:
+    """What became of one data set: rows read, and rows that are examples."""
+
+    name: str
+    source: str
+    read: int
+    examples: int
+    unread_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The arithmetic of a stage's data.
+
+    Attributes:
+        sets: each data set, those for evaluation included.
+        dropped: every row that is not used.
+        examples: rows after mixing, before encoding.
+        train, eval: rows after encoding and splitting.
+        cut: rows that did not fit within cutoff_len and lost tokens; `lost` of them in all.
+        lengths: tokens of every row (of the longer answer's row for pairs), train and eval.
+        scored: of those, the tokens that are learnt or scored.
+        duplicates: rows whose tokens are those of an earlier row.
+        overlap: held-out rows whose prompt is also trained on.
+        notes: what the user should know.
+    """
+
+    sets: tuple[SetReport, ...]
+    dropped: tuple[Dropped, ...]
+    examples: int
+    train: int
+    eval: int
+    cut: int
+    lost: int
+    lengths: tuple[int, ...]
+    scored: tuple[int, ...]
+    duplicates: int
+    overlap: int
+    notes: tuple[str, ...] = ()
+
+    def reasons(self) -> dict[str, list[Dropped]]:
+        """Dropped rows by reason, the most frequent first."""
+        counted = Counter(row.reason for row in self.dropped)
+        return {reason: [row for row in self.dropped if row.reason == reason] for reason, _ in counted.most_common()}
+
+    def lines(self) -> list[str]:
+        """The report as a few lines for the start of a run."""
+        read = sum(s.read for s in self.sets)
+        held = f", {self.eval} held out" if self.eval else ""
+        lines = [f"data: {read} rows read, {len(self.dropped)} dropped, {self.train} to train on{held}"]
+        for reason, rows in self.reasons().items():
+            shown = "; ".join(str(row.origin) + (f" ({row.detail})" if row.detail else "") for row in rows[:3])
+            lines.append(f"  dropped {len(rows)}: {reason}: {shown}" + (" ..." if len(rows) > 3 else ""))
+        if self.lengths:
+            ordered = sorted(self.lengths)
+            middle, high = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
+            lines.append(f"  tokens a row: median {middle}, 95 % within {high}, longest {ordered[-1]}")
+        if self.cut:
+            lines.append(f"  {self.cut} rows cut to cutoff_len, {self.lost} tokens lost")
+        if self.duplicates:
+            lines.append(f"  {self.duplicates} rows repeat an earlier one")
+        if self.overlap:
+            lines.append(f"  {self.overlap} held-out rows have a prompt that is also trained on")
+        return [*lines, *(f"  {note}" for note in self.notes)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageData(Generic[RowT]):
+    """The rows of a stage: token rows for pt and sft, pairs for rm, prompts for ppo.
+
+    Attributes:
+        train_examples, eval_examples: the example of each row, in the same order.
+        eval_prompts: the held-out prompts, for evaluation by generating; the gold answer is `prompt.example.response`.
+    """
+
+    stage: str
+    train: list[RowT]
+    eval: list[RowT]
+    train_examples: list[Example]
+    eval_examples: list[Example]
+    eval_prompts: list[Prompt]
+    report: Report
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is counted while rows pass."""
+
+    sets: list[SetReport] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    examples: int = 0
+    cut: int = 0
+    lost: int = 0
+
+
+def load_data(config: Config, tokenizer: Tokenizer, template: Template) -> StageData[Any]:
+    """The rows of a stage.
+
+    Args:
+        config: read are stage, dataset, eval_dataset, dataset_dir, cutoff_len, max_samples, val_size, mix_strategy,
+            interleave_probs, seed, data_seed, cache_dir, hf_hub_token; train_on_prompt and mask_history for sft,
+            packing for pt.
+
+    Raises:
+        DataError: a set that cannot be found or read, or no rows left, with the arithmetic.
+    """
+    tally = _Tally()
+    seed = config.seed if config.data_seed is None else config.data_seed
+    examples = mix(_sets(config, _names(config.dataset), seed, tally), config, seed)
+    train, train_examples = _encode(examples, config, tokenizer, template, tally)
+    if config.dataset and not train:
+        raise _nothing_left("dataset", config, tally)
+
+    held: list[Any] = []
+    held_examples: list[Example] = []
+    if config.eval_dataset:
+        if config.val_size:
+            raise DataError(
+                f"val_size is {config.val_size} and eval_dataset is {', '.join(_names(config.eval_dataset))}",
+                why="rows are held out either from the training sets or as sets of their own",
+                remedy="leave one of the two out",
+            )
+        apart = _sets(config, _names(config.eval_dataset), seed, tally)
+        found = [example for some in apart.values() for example in some]
+        held, held_examples = _encode(found, config, tokenizer, template, tally)
+        if not held:
+            raise _nothing_left("eval_dataset", config, tally)
+    elif config.val_size and train:
+        kept, out = order.split_off(len(train), config.val_size, seed)
+        if not kept or not out:
+            raise DataError(
+                f"val_size {config.val_size} leaves {len(kept)} rows to train on and holds out {len(out)}",
+                where=_where(config, "val_size"),
+                why="both parts need at least one row",
+                remedy="choose another val_size or more data",
+            )
+        held, held_examples = [train[i] for i in out], [train_examples[i] for i in out]
+        train, train_examples = [train[i] for i in kept], [train_examples[i] for i in kept]
+    if config.stage == "ppo":  # a prompt's number keys its draw: it is its place in its list
+        train, held = _renumber(train), _renumber(held)
+
+    return StageData(
+        stage=config.stage,
+        train=train,
+        eval=held,
+        train_examples=train_examples,
+        eval_examples=held_examples,
+        eval_prompts=_prompts(held, held_examples, config, tokenizer, template),
+        report=_report(tally, train, held, train_examples, held_examples),
+    )
+
+
+def _names(value: str | Sequence[str] | None) -> list[str]:
+    if isinstance(value, str):
+        value = value.split(",")
+    return [name.strip() for name in value or () if name.strip()]
+
+
+def _where(config: Config, key: str) -> str:
+    origin = getattr(config, "origin", None)
+    return str(origin(key)) if callable(origin) else key
+
+
+# ------------------------------------------------------------------------------------------------------------ examples
+
+
+def _sets(config: Config, names: list[str], seed: int, tally: _Tally) -> dict[str, list[Example]]:
+    if not names:
+        return {}
+    return {spec.name: _examples(spec, config, seed, tally) for spec in info.find(names, config.dataset_dir)}
+
+
+def _examples(spec: info.DatasetSpec, config: Config, seed: int, tally: _Tally) -> list[Example]:
+    """The examples of one set, after num_samples and max_samples; what cannot be read goes to the tally."""
+    if config.stage == "rm" and not spec.layout.ranking:
+        raise DataError(
+            f"data set {spec.name!r} cannot train a reward model: it is not a set of preferences",
+            where=spec.where,
+            why='a reward model learns from chosen and rejected answers, and the entry does not say "ranking": true',
+            remedy='if its rows have both, add "ranking": true to its entry; else name another set',
+        )
+    if spec.note:
+        tally.notes.append(spec.note)
+    read = FORMATS.load(spec.formatting)
+    found: Iterable[tuple[Any, Any]] = info.rows(spec, cache_dir=config.cache_dir, token=config.hf_hub_token)
+    if spec.num_samples is not None:
+        listed = list(found)
+        found = [listed[index] for index in order.sample(len(listed), spec.num_samples, seed)]
+    if config.max_samples is not None:
+        found = islice(found, config.max_samples)
+    examples: list[Example] = []
+    count = 0
+    columns: dict[str, None] = {}
+    for origin, row in found:
+        count += 1
+        if not isinstance(row, Mapping):
+            tally.dropped.append(Dropped(origin=origin, reason="not an object", detail=str(row)[:60]))
+            continue
+        columns.update(dict.fromkeys(row))
+        example = read(row, spec.layout, origin)
+        if isinstance(example, Dropped):
+            tally.dropped.append(example)
+        else:
+            examples.append(example)
+    unread = tuple(
+        name for name in ("history", "system", "tools") if name in columns and name not in spec.layout.columns
+    )
+    if unread:
+        tally.notes.append(f"{spec.name}: columns {', '.join(unread)} are not read, as its entry does not name them")
+    source = str(spec.path) if spec.path is not None else str(spec.hf_hub_url or spec.ms_hub_url)
+    tally.sets.append(
+        SetReport(name=spec.name, source=source, read=count, examples=len(examples), unread_columns=unread)
+    )
+    return examples
+
+
+def mix(sets: Mapping[str, list[Example]], config: Config, seed: int) -> list[Example]:
+    """The examples of several sets as one list, by `mix_strategy`."""
+    lists = list(sets.values())
+    if config.mix_strategy == "concat" or len(lists) < 2:
+        return [example for examples in lists for example in examples]
+    probs = config.interleave_probs or None
+    if probs is not None and len(probs) != len(lists):
+        raise DataError(
+            f"interleave_probs has {len(probs)} numbers for {len(lists)} data sets",
+            where=_where(config, "interleave_probs"),
+            remedy="give one for each set, in the order of `dataset`",
+        )
+    empty = [name for name, examples in sets.items() if not examples]
+    if empty:
+        raise DataError(
+            f"data set {empty[0]!r} has no usable rows",
+            why=f"mix_strategy {config.mix_strategy} takes rows from every set",
+            remedy=f"`trimtab data` shows why its rows are dropped; or leave {empty[0]} out",
+        )
+    places = order.interleave([len(examples) for examples in lists], config.mix_strategy, probs, seed)
+    return [lists[which][row] for which, row in places]
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+def _encode(
+    examples: list[Example], config: Config, tokenizer: Tokenizer, template: Template, tally: _Tally
+) -> tuple[list[Any], list[Example]]:
+    tally.examples += len(examples)
+    rows: list[Any] = []
+    kept: list[Example] = []
+    for example in _progress(examples):
+        if config.stage == "pt":
+            parts = encode.encode_text(example, tokenizer, cutoff_len=config.cutoff_len)
+            rows += parts
+            kept += [example] * len(parts)
+            continue
+        fitted = _fit(example, config, tokenizer, template)
+        if isinstance(fitted, Dropped):
+            tally.dropped.append(fitted)
+            continue
+        row, lost = fitted
+        rows.append(row)
+        kept.append(example)
+        tally.cut += lost > 0
+        tally.lost += lost
+    return rows, kept
+
+
+def _fit(
+    example: Example, config: Config, tokenizer: Tokenizer, template: Template
+) -> tuple[TokenRow | Pair | Prompt, int] | Dropped:
+    """The row of one example, and how many tokens it lost."""
+    if config.stage == "sft":
+        return encode.fit_sft(
+            example,
+            template,
+            tokenizer,
+            cutoff_len=config.cutoff_len,
+            mask_history=config.mask_history,
+            train_on_prompt=config.train_on_prompt,
+        )
+    if config.stage == "rm":
+        return encode.fit_pair(example, template, tokenizer, cutoff_len=config.cutoff_len)
+    prompt = encode.encode_prompt(example, template, tokenizer, index=0, cutoff_len=config.cutoff_len)
+    if isinstance(prompt, Dropped):
+        return prompt
+    lost = len(template.encode_prompt(tokenizer, example.prompt)) - len(prompt.token_ids) if prompt.cut else 0
+    return prompt, lost
+
+
+def _prompts(
+    rows: list[Any], examples: list[Example], config: Config, tokenizer: Tokenizer, template: Template
+) -> list[Prompt]:
+    """The held-out prompts; the rows themselves in stage ppo, none in pt."""
+    if config.stage == "ppo":
+        return rows
+    if config.stage == "pt":
+        return []
+    found = [
+        encode.encode_prompt(example, template, tokenizer, index=index, cutoff_len=config.cutoff_len)
+        for index, example in enumerate(examples)
+    ]
+    return [prompt for prompt in found if isinstance(prompt, Prompt)]
+
+
+def _renumber(prompts: list[Prompt]) -> list[Prompt]:
+    return [
+        Prompt(index=index, token_ids=prompt.token_ids, example=prompt.example, cut=prompt.cut)
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _progress(examples: list[Example]) -> Iterator[Example]:
+    """The same examples, with a bar while there are many and somebody is looking."""
+    if len(examples) < LONG:
+        yield from examples
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(examples, description="encoding", console=console, transient=True, disable=not console.is_terminal)
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def row_ids(row: TokenRow | Pair | Prompt) -> tuple[int, ...]:
+    """What a row holds, as one key: its tokens (of both answers of a pair)."""
+    if isinstance(row, Pair):
+        return (*row.chosen.token_ids, -1, *row.rejected.token_ids)
+    return row.token_ids
+
+
+def row_length(row: TokenRow | Pair | Prompt) -> int:
+    """Tokens of a row; of the longer one of a pair."""
+    if isinstance(row, Pair):
+        return max(len(row.chosen.token_ids), len(row.rejected.token_ids))
+    return len(row.token_ids)
+
+
+def row_scored(row: TokenRow | Pair | Prompt) -> int:
+    """Tokens that are learnt or scored; of a pair, in both answers; of a prompt none yet."""
+    if isinstance(row, Pair):
+        return len(row.chosen.scored) + len(row.rejected.scored)
+    return len(row.scored) if isinstance(row, TokenRow) else 0
+
+
+def _report(
+    tally: _Tally, train: list[Any], held: list[Any], train_examples: list[Example], held_examples: list[Example]
+) -> Report:
+    rows = [*train, *held]
+    trained = {example.prompt for example in train_examples if example.prompt}
+    return Report(
+        sets=tuple(tally.sets),
+        dropped=tuple(tally.dropped),
+        examples=tally.examples,
+        train=len(train),
+        eval=len(held),
+        cut=tally.cut,
+        lost=tally.lost,
+        lengths=tuple(row_length(row) for row in rows),
+        scored=tuple(row_scored(row) for row in rows),
+        duplicates=len(rows) - len({row_ids(row) for row in rows}),
+        overlap=sum(example.prompt in trained for example in held_examples),
+        notes=tuple(tally.notes),
+    )
+
+
+def _nothing_left(key: str, config: Config, tally: _Tally) -> DataError:
+    read = sum(s.read for s in tally.sets)
+    counted = Counter(row.reason for row in tally.dropped)
+    reasons = "; ".join(
+        f"{count} {reason} (first: {next(row for row in tally.dropped if row.reason == reason)})"
+        for reason, count in counted.most_common()
+    )
+    return DataError(
+        f"no rows left: {read} read - {len(tally.dropped)} dropped = {read - len(tally.dropped)}",
+        where=_where(config, key),
+        why=reasons or "the files are empty",
+        remedy="`trimtab data FILE` shows the rows; often `columns` or `formatting` in dataset_info.json is not theirs",
+    )
