@@ -66,7 +66,7 @@ def diagnose(rows: Iterable[Mapping[str, Any]], config: Mapping[str, Any] | None
 
     Args:
         rows: rows of `metrics.jsonl` in the order written, train and eval mixed; figures that are not finite as floats.
-        config: the resolved config, for limits (`max_grad_norm`, `kl_target` ...); a rule that misses its limit is silent.
+        config: the resolved config, for limits (`max_grad_norm`, `kl_target` ...); a rule without its limit is silent.
             Its `compute_dtype` should say what was used, not "auto".
     """
     run = Run(rows=list(rows), config=config or {})
@@ -190,7 +190,7 @@ def overfitting(run: Run) -> Finding | None:
         message=f"evaluation loss rose from {best:.4g} (step {best_step}) to {after[-1]:.4g} "
         f"while training loss fell to {later[-1][1]:.4g}",
         step=best_step,
-        remedy="load_best_model_at_end: true, fewer num_train_epochs, early_stopping_steps, more data, smaller lora_rank",
+        remedy="load_best_model_at_end: true, fewer num_train_epochs, early_stopping_steps, more data",
     )
 
 
