@@ -1,0 +1,1 @@
+"""Rollouts and answers: the sampler and the generators behind one seam."""

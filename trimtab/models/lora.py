@@ -1,0 +1,324 @@
+"""LoRA with named adapters on one frozen base, reading and writing peft's file format.
+
+    y = x W^T + bias + sum over active adapters  s (x A^T) B^T          A [r in], B [out r], s = alpha / r   (arXiv:2106.09685, eq. 3)
+
+Several adapters may be active at once: their low-rank products add, and W never changes. Which ones are active is one value
+shared by all layers (`Switch`), set by `models/roles.py` and nowhere else. A and B are kept in float32 and cast to the type of
+x for the product: an update of 1e-5 on weights of 1e-2 does not survive bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trimtab.errors import AdapterError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+_PREFIX = "base_model.model."
+
+
+@dataclass(slots=True)
+class Switch:
+    """Which adapters every LoRA layer adds, in order, and the dropout on their inputs (0 outside SFT training)."""
+
+    active: tuple[str, ...] = ()
+    dropout: float = 0.0
+
+
+class Adapter(nn.Module):
+    """One low-rank product s B A."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, *, trainable: bool) -> None:
+        super().__init__()
+        self.a = nn.Parameter(a.float(), requires_grad=trainable)
+        self.b = nn.Parameter(b.float(), requires_grad=trainable)
+        self.scale = scale
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with any number of named adapters beside it.
+
+    It takes over the base layer's parameters under their own names, so the base's state dict keeps its keys.
+    """
+
+    def __init__(self, base: nn.Linear, switch: Switch) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.switch = switch
+        self.adapters = nn.ModuleDict()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [... in] -> [... out]"""
+        y = F.linear(x, self.weight, self.bias)
+        for name in self.switch.active:
+            if name not in self.adapters:
+                continue
+            adapter = self.adapters[name]
+            side = F.dropout(x, self.switch.dropout) if self.switch.dropout else x
+            low = F.linear(side, adapter.a.to(x.dtype)).flatten(0, -2)
+            # addmm adds the second product in the same pass over y: one read and write of [tokens, out] instead of three
+            y = torch.addmm(y.flatten(0, -2), low, adapter.b.to(x.dtype).t(), alpha=adapter.scale).view_as(y)
+        return y
+
+
+def inject(model: nn.Module, targets: Iterable[str], switch: Switch) -> dict[str, LoraLinear]:
+    """Replace the target linear layers of `model` by `LoraLinear`, once, and return all of them by module path.
+
+    Args:
+        targets: "all" (every linear layer but the output head), or last components of module paths such as "q_proj".
+
+    Raises:
+        AdapterError: a target that names no linear layer of this model.
+    """
+    wanted = list(targets)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | LoraLinear) and m is not head}
+    if wanted == ["all"]:
+        chosen = linear
+    else:
+        chosen = {n: m for n, m in linear.items() if any(n == t or n.endswith("." + t) for t in wanted)}
+        for target in wanted:
+            if not any(n == target or n.endswith("." + target) for n in chosen):
+                names = sorted({n.rsplit(".", 1)[-1] for n in linear})
+                raise AdapterError(
+                    f"lora_target names no linear layer of this model: {target!r}",
+                    where="lora_target",
+                    remedy=f"use all, or some of: {', '.join(names)}",
+                )
+    for path, module in chosen.items():
+        if isinstance(module, nn.Linear):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, LoraLinear(module, switch))
+    return layers(model)
+
+
+def layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """Every LoRA layer of the model by module path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def new_adapter(
+    model: nn.Module, name: str, *, paths: Iterable[str], rank: int, alpha: float, rslora: bool, seed: int
+) -> None:
+    """Add a trainable adapter that changes nothing yet: A Kaiming-uniform (a = sqrt 5, as peft and the authors), B zero."""
+    found = layers(model)
+    generator = torch.Generator().manual_seed(seed)
+    for path in paths:
+        layer = found[path]
+        bound = math.sqrt(1.0 / layer.in_features)
+        a = (torch.rand(rank, layer.in_features, generator=generator) * 2 - 1) * bound
+        scale = alpha / math.sqrt(rank) if rslora else alpha / rank
+        adapter = Adapter(a, torch.zeros(layer.out_features, rank), scale, trainable=True)
+        layer.adapters[name] = adapter.to(layer.weight.device)
+
+
+def copy_adapter(model: nn.Module, source: str, name: str, *, trainable: bool) -> None:
+    """Add `name`, a copy of the adapter `source`."""
+    for layer in layers(model).values():
+        if source in layer.adapters:
+            old = layer.adapters[source]
+            copied = Adapter(old.a.detach().clone(), old.b.detach().clone(), old.scale, trainable=trainable)
+            layer.adapters[name] = copied.to(layer.weight.device)
+
+
+def parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by `path.lora_A` / `path.lora_B`, in the model's order."""
+    found: dict[str, nn.Parameter] = {}
+    for path, layer in layers(model).items():
+        if name in layer.adapters:
+            found[f"{path}.lora_A"] = layer.adapters[name].a
+            found[f"{path}.lora_B"] = layer.adapters[name].b
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def load_adapter(
+    model: nn.Module, name: str, folder: Path, switch: Switch, *, trainable: bool = False
+) -> dict[str, Any]:
+    """Read an adapter folder in peft's format and add it as `name`; returns its adapter_config.
+
+    Raises:
+        AdapterError: no adapter there, an adapter of a kind we do not compute, or one that does not fit this base.
+    """
+    settings = read_config(folder)
+    weights = _read_weights(folder)
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, value in weights.items():
+        match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.weight", key)
+        if match is None:
+            raise AdapterError(
+                f"this adapter holds weights that are not a LoRA matrix: {key!r}",
+                where=str(folder / WEIGHTS),
+                why="only A and B of linear layers are read (no DoRA magnitudes, embeddings or fully saved modules)",
+                remedy="train the adapter with plain LoRA on linear layers, or merge it into the base with peft first",
+            )
+        pairs.setdefault(match[1], {})[match[2]] = value
+    modules = dict(model.named_modules())
+    for path, pair in pairs.items():
+        base = modules.get(path)
+        if base is None or not isinstance(base, nn.Linear | LoraLinear):
+            raise _misfit(folder, f"it changes {path!r}, which is no linear layer of the base model")
+        if set(pair) != {"A", "B"}:
+            raise _misfit(folder, f"one of the two matrices of {path!r} is missing")
+        if pair["A"].shape[1] != base.in_features or pair["B"].shape[0] != base.out_features:
+            have = f"{pair['B'].shape[0]} x {pair['A'].shape[1]}"
+            raise _misfit(folder, f"{path!r} is {base.out_features} x {base.in_features} in the base and {have} in it")
+    found = inject(model, list(pairs), switch)
+    for path, pair in pairs.items():
+        scale = _scale(settings, path, pair["A"].shape[0])
+        adapter = Adapter(pair["A"], pair["B"], scale, trainable=trainable)
+        found[path].adapters[name] = adapter.to(found[path].weight.device)
+    return settings
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a folder, checked to be LoRA that we compute exactly."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(
+            f"no adapter in {str(folder)!r}",
+            where=str(path.resolve()),
+            why=f"a folder with an adapter holds {CONFIG}",
+            remedy="give the output_dir of a finished run, or one of its checkpoint folders",
+        )
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise AdapterError(f"{CONFIG} is not JSON: {error}", where=str(path), remedy="save the adapter again") from None
+    kind = settings.get("peft_type", "LORA")
+    refused = [
+        key
+        for key in ("use_dora", "modules_to_save", "trainable_token_indices", "layer_replication", "use_qalora")
+        if settings.get(key)
+    ]
+    if settings.get("bias", "none") != "none":
+        refused.append("bias")
+    if kind != "LORA" or refused:
+        raise AdapterError(
+            f"this adapter is {kind} with {', '.join(refused)}" if refused else f"this adapter is {kind}",
+            where=str(path),
+            why="its forward is not x W + s (x A) B, which is what trimtab computes",
+            remedy="merge it into full weights with peft, then give that folder as model_name_or_path",
+        )
+    return settings
+
+
+def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r) with rslora; peft's alpha_pattern keys match the end of a module path."""
+    alpha = settings.get("lora_alpha", 8)
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            alpha = value
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    file = folder / WEIGHTS
+    if file.is_file():
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise AdapterError(
+                f"broken adapter file: {error}", where=str(file), remedy="copy or save it again"
+            ) from None
+    pickled = folder / "adapter_model.bin"
+    if pickled.is_file():
+        loaded: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+        return loaded
+    raise AdapterError(
+        f"{CONFIG} is there but {WEIGHTS} is not", where=str(file.resolve()), remedy="copy the whole adapter folder"
+    )
+
+
+def _misfit(folder: Path, why: str) -> AdapterError:
+    return AdapterError(
+        "this adapter was not trained on this base model",
+        where=str(folder),
+        why=why,
+        remedy="set model_name_or_path to the model that the adapter was trained on",
+    )
+
+
+def adapter_state(model: nn.Module, names: Iterable[str]) -> tuple[dict[str, Tensor], int, float, dict[str, int]]:
+    """The adapters in a stack as one: tensors under peft's names, its rank, alpha, and the ranks that differ by module.
+
+    The sum of s_i B_i A_i is one product of the concatenated matrices: A = [A_1; A_2], B = [s_1 B_1, s_2 B_2], with scale 1.
+    A single adapter keeps its own matrices and scale.
+    """
+    stack = list(names)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    scales: set[float] = set()
+    for path, layer in layers(model).items():
+        parts = [layer.adapters[name] for name in stack if name in layer.adapters]
+        if not parts:
+            continue
+        a = torch.cat([part.a.detach() for part in parts])
+        single = len(stack) == 1
+        b = parts[0].b.detach() if single else torch.cat([part.b.detach() * part.scale for part in parts], dim=1)
+        ranks[path] = a.shape[0]
+        scales.add(parts[0].scale if single else 1.0)
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = a.cpu().contiguous().clone()
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = b.cpu().contiguous().clone()
+    if not ranks:
+        raise AdapterError(f"no adapter called {' + '.join(stack)} is loaded")
+    rank = max(ranks.values())
+    if len(scales) > 1:  # alpha differs by module: fold every scale into B, as for a stack
+        for path, layer in layers(model).items():
+            if f"{_PREFIX}{path}.lora_B.weight" in tensors:
+                tensors[f"{_PREFIX}{path}.lora_B.weight"] *= layer.adapters[stack[0]].scale
+        scales = {1.0}
+    return tensors, rank, scales.pop() * rank, {path: r for path, r in ranks.items() if r != rank}
+
+
+def save_adapter(model: nn.Module, names: Iterable[str], folder: Path, *, base: str, task: str = "CAUSAL_LM") -> None:
+    """Write a stack of adapters as one peft adapter that loads on the raw base.
+
+    Args:
+        names: adapters whose products add, in order; one is saved as it is.
+        base: `base_model_name_or_path` of the adapter_config.
+    """
+    tensors, rank, alpha, odd = adapter_state(model, names)
+    scale = alpha / rank
+    settings = {
+        "peft_type": "LORA",
+        "task_type": task,
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "rank_pattern": odd,
+        "alpha_pattern": {path: scale * r for path, r in odd.items()},
+        "target_modules": sorted(_targets(key for key in tensors)),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+        "modules_to_save": None,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _targets(keys: Iterable[str]) -> set[str]:
+    """Last components of the adapted paths: what peft matches against the base model's module names."""
+    return {key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for key in keys}

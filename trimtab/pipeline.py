@@ -1,0 +1,144 @@
+"""A stage from its config to its finished run folder, and stages in order."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trimtab import __version__
+from trimtab.config import StageConfig, dump_resolved, load
+from trimtab.errors import ConfigError, RunError
+from trimtab.rundir import RunFolder
+
+
+def run_exp(args: Mapping[str, Any] | str | Path | None = None, *, overrides: Sequence[str] = (), resume: bool = False) -> RunFolder:
+    """Run one stage from a dict of keys or a YAML or JSON file; returns its run folder.
+
+    Args:
+        args: the keys, or the path of a file; None reads the command line, as scripts written for other trainers expect.
+        overrides: `key=value` words that win over the file.
+        resume: go on with an unfinished run of the same config.
+
+    Raises:
+        TrimtabError: anything that is the user's to mend.
+    """
+    if args is None:
+        import sys
+
+        if len(sys.argv) < 2:
+            raise ConfigError("no config given", remedy="run_exp({...}), run_exp('file.yaml'), or a file on the command line")
+        args, overrides = sys.argv[1], [*sys.argv[2:], *overrides]
+    config = load(args, list(overrides))
+    if config.do_infer:
+        if config.do_predict and config.output_dir:
+            from trimtab.serve.predict import predict
+
+            return predict(config)
+        raise ConfigError(
+            "nothing to do: the file asks neither for training nor for predictions",
+            where=config.origin("do_train"),
+            remedy="write do_train: true, or use trimtab chat, predict or export with this file",
+        )
+    return train(config, resume=resume)
+
+
+def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
+    """Train the stage that the config describes; plots and predictions included when it asks for them."""
+    # torch is imported here, not above: `trimtab config` and friends must not wait for it
+    from trimtab.train.assemble import assemble
+    from trimtab.train.device import hardware
+    from trimtab.train.loop import run, total_steps
+    from trimtab.train.offline import OfflineTrainer
+    from trimtab.train.online import OnlineTrainer
+    from trimtab.train.progress import say
+
+    for note in config.notes:
+        say(note)
+    if config.output_dir is None:
+        raise ConfigError("training needs an output_dir", where=config.origin("output_dir"), remedy="name a folder for the run")
+    wants_resume = resume or config.resume_from_checkpoint not in (None, False)
+    inputs = [p for p in (*config.adapter_name_or_path, getattr(config, "reward_model", None)) if p]
+    folder = RunFolder.start(
+        config.output_dir,
+        dump_resolved(config),
+        overwrite=config.overwrite_output_dir,
+        resume=wants_resume,
+        inputs=inputs,
+        say=say,
+    )
+    with folder:
+        if folder.opened == "finished":
+            say(f"{config.output_dir} holds the finished run of this config; nothing to do")
+            return folder
+        session = assemble(config)
+        for line in session.data.report.lines():
+            say(line)
+        online = config.stage == "ppo"
+        trainer: Any = OnlineTrainer(session, folder) if online else OfflineTrainer(session)
+        total = total_steps(config, trainer.steps_per_epoch)
+        if total == 0:
+            raise RunError("a run of zero steps", where="num_train_epochs", why="no rows or no epochs", remedy="check the data set")
+        say(_start_line(config, session, trainer, total))
+        say(trainer.algorithm.describe())
+        folder.update_manifest(
+            stage=config.stage,
+            seed=config.seed,
+            versions=versions(),
+            hardware=hardware(session.device),
+            dtype=str(session.dtype).removeprefix("torch."),
+            layout=session.layout,
+            micro_batch_tokens=session.budget,
+            base=session.base,
+            base_fingerprint=session.fingerprint,
+            data={"train": len(session.data.train), "eval": len(session.data.eval)},
+            total_steps=total,
+        )
+        started = time.monotonic()
+        run(session, trainer, folder)
+        if config.plot_loss:
+            from trimtab.report.plots import plot_run
+
+            for path in plot_run(folder.path):
+                say(f"plot: {path}")
+        if config.do_predict and session.data.eval:
+            from trimtab.serve.predict import predict_session
+
+            predict_session(session, folder)
+        folder.finish("finished")
+        say(f"finished in {time.monotonic() - started:.0f} s: {folder.path}")
+    return folder
+
+
+def _start_line(config: Any, session: Any, trainer: Any, total: int) -> str:
+    """What one step is, in numbers."""
+    n = len(session.data.train)
+    line = f"{config.stage}: {n} {'pairs' if config.stage == 'rm' else 'prompts' if config.stage == 'ppo' else 'rows'}, "
+    if config.stage == "ppo":
+        k = trainer.algorithm.group_size
+        updates = trainer.algorithm.epochs * config.ppo_buffer_size
+        line += (
+            f"{config.rollout_size} prompts x {k} = {config.rollout_size * k} completions a step, {updates} optimizer steps each "
+            f"({config.batch_size * k} completions a minibatch), "
+        )
+    else:
+        line += f"{config.batch_size} a step, "
+    parameters = sum(p.numel() for optimizer in trainer.optimizers.values() for g in optimizer.param_groups for p in g["params"])
+    return line + (
+        f"{trainer.steps_per_epoch} steps an epoch, {total} steps; {parameters / 1e6:.2f} M trained parameters, "
+        f"{str(session.dtype).removeprefix('torch.')} on {session.device.type}, {session.budget} tokens a pass"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    found = {"trimtab": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,39 @@
+"""A learned reward: the reward model's adapter and head on the frozen base, read at the end marker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from trimtab.models.forward import Layout, plan, score_rows
+from trimtab.models.roles import Roles
+from trimtab.rewards import Answer
+from trimtab.types import TokenRow
+
+
+class ModelReward:
+    """The `reward` role of a set of roles."""
+
+    name = "model"
+
+    def __init__(self, roles: Roles, *, budget: int, layout: Layout = "padded", role: str = "reward") -> None:
+        self._roles, self._role, self._budget, self._layout = roles, role, budget, layout
+
+    def score(self, answers: Sequence[Answer]) -> list[float]:
+        return score_rows_as(self._roles, self._role, [a.row for a in answers], budget=self._budget, layout=self._layout)
+
+
+def score_rows_as(
+    roles: Roles, role: str, rows: Sequence[TokenRow], *, budget: int, layout: Layout = "padded", unit: int = 1
+) -> list[float]:
+    """Scores of any number of rows, in order, without gradients: the one scoring path of evaluation, PPO and `get_scores`."""
+    scores = [0.0] * len(rows)
+    for chunk in plan(rows, budget, layout=layout, unit=unit):
+        with torch.no_grad(), roles.enter(role) as spec:
+            if spec.head is None:
+                raise RuntimeError(f"role {role!r} has no head")
+            found = score_rows(roles.model, [rows[i] for i in chunk], spec.head, layout=layout)
+        for i, value in zip(chunk, found.tolist(), strict=True):
+            scores[i] = value
+    return scores

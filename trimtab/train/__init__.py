@@ -1,0 +1,1 @@
+"""Training: the loops, the only backward pass, and the state that a checkpoint holds."""

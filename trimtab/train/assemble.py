@@ -1,0 +1,231 @@
+"""From a config to everything that a loop works with: tokenizer, template, data, base model, roles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trimtab.config import StageConfig
+from trimtab.data import templates
+from trimtab.data.loader import StageData, load_data
+from trimtab.data.tokenizer import load_tokenizer
+from trimtab.engine.generator import ForwardGenerator
+from trimtab.errors import AdapterError, ConfigError
+from trimtab.models import lora
+from trimtab.models.forward import Layout, choose_layout
+from trimtab.models.heads import HeadRecord, ValueHead, load_head
+from trimtab.models.load import base_fingerprint, load_base, resolve_model, same_base
+from trimtab.models.roles import Roles
+from trimtab.rundir import read_json
+from trimtab.train.device import default_micro_batch_tokens, pick_device, pick_dtype
+from trimtab.train.progress import say
+from trimtab.types import Completion
+
+BASE_RECORD = "base_model.json"
+"""Beside a saved adapter: the fingerprint of the base it belongs to."""
+
+POLICY, REFERENCE, CRITIC, REWARD = "policy", "reference", "critic", "reward"
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """What the loops share.
+
+    Attributes:
+        budget: tokens of a micro-batch, padding counted.
+        layout: how rows of one prompt are computed together.
+        base: the name written into adapters as their base.
+        stack: adapters under the one being trained, frozen.
+        record: how the scores of the reward model in this session are read.
+    """
+
+    config: Any
+    tokenizer: Any
+    template: templates.Template
+    data: StageData
+    roles: Roles
+    device: torch.device
+    dtype: torch.dtype
+    budget: int
+    layout: Layout
+    base: str
+    fingerprint: dict[str, Any]
+    record: HeadRecord | None = None
+
+    def text(self, completion: Completion) -> str:
+        """The completion as text, without its stop token."""
+        ids = list(completion.token_ids)
+        if ids and ids[-1] in self.template.stop_ids:
+            ids.pop()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def generator(self, role: str = POLICY) -> ForwardGenerator:
+        """An engine on the training weights."""
+        return ForwardGenerator(
+            roles=self.roles,
+            role=role,
+            stop_ids=self.template.stop_ids,
+            decode=lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
+        )
+
+
+def load_text_side(config: Any) -> tuple[Any, templates.Template]:
+    """The tokenizer and the chat template of a file."""
+    tokenizer = load_tokenizer(resolve_model(config), trust_remote_code=config.trust_remote_code)
+    template = templates.get(
+        config.template, tokenizer, default_system=config.default_system, enable_thinking=config.enable_thinking
+    )
+    return tokenizer, template
+
+
+def load_parts(config: Any) -> tuple[Roles, Any, templates.Template, torch.device, torch.dtype, str, dict[str, Any]]:
+    """Base model, tokenizer and template of any file, training or not.
+
+    Returns:
+        roles (none defined yet), tokenizer, template, device, compute type, name of the base, its fingerprint.
+    """
+    folder = resolve_model(config)
+    tokenizer, template = load_text_side(config)
+    device = pick_device(use_cpu=config.use_cpu)
+    dtype, line = pick_dtype(config.compute_dtype, device)
+    if line:
+        say(line)
+    model = load_base(folder, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
+    return Roles(model=model), tokenizer, template, device, dtype, str(config.model_name_or_path), dict(base_fingerprint(folder))
+
+
+def assemble(config: StageConfig) -> Session:
+    """Load data first (cheap, and most mistakes are there), then the model, then define the stage's roles."""
+    tokenizer, template = load_text_side(config)
+    data = load_data(config, tokenizer, template)
+    roles, tokenizer, template, device, dtype, base, fingerprint = load_parts(config)
+    if config.full_determinism:
+        torch.use_deterministic_algorithms(True)
+    record = _define_roles(config, roles, fingerprint, template)
+    shared, why = choose_layout(roles.model, "auto")
+    if config.stage in ("rm", "ppo"):
+        say(f"layout {shared}: {why}")
+    if config.gradient_checkpointing:
+        checkpoint_layers(roles)
+    return Session(
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        data=data,
+        roles=roles,
+        device=device,
+        dtype=dtype,
+        budget=config.micro_batch_tokens or default_micro_batch_tokens(device),
+        layout=shared,
+        base=base,
+        fingerprint=fingerprint,
+        record=record,
+    )
+
+
+def checkpoint_layers(roles: Roles) -> None:
+    """Recompute activations in the backward pass. Only the layers' own flag is set to training: dropout stays off."""
+    roles.model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in roles.model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.training = True
+
+
+# --------------------------------------------------------------------------------------------------------------- roles
+
+
+def stack_adapters(roles: Roles, paths: tuple[str, ...], fingerprint: dict[str, Any]) -> tuple[str, ...]:
+    """Load adapter folders, frozen, in order; returns their names."""
+    names = []
+    for i, path in enumerate(paths):
+        name = f"adapter{i}"
+        _check_base(Path(path), fingerprint)
+        lora.load_adapter(roles.model, name, Path(path), roles.switch)
+        names.append(name)
+    return tuple(names)
+
+
+def load_reward_role(roles: Roles, folder: Path, fingerprint: dict[str, Any], role: str = REWARD) -> HeadRecord:
+    """Load a reward model's adapter and head as `role`; returns how it is read."""
+    _check_base(folder, fingerprint)
+    lora.load_adapter(roles.model, role, folder, roles.switch)
+    head, record = load_head(folder, roles.model.config.get_text_config().hidden_size)
+    roles.define(role, role, head=head)
+    return record
+
+
+def _check_base(folder: Path, fingerprint: dict[str, Any]) -> None:
+    """The adapter's record of its base against this base, by content; an adapter without one is checked by shape on loading."""
+    record = read_json(folder / BASE_RECORD, {})
+    if not record:
+        if (folder / lora.CONFIG).is_file():
+            say(f"{folder}: no record of its base model (saved by another tool); only shapes can be compared")
+    elif not same_base(record, fingerprint):
+        raise AdapterError(
+            f"the adapter in {str(folder)!r} was trained on another base model",
+            where=str(folder / BASE_RECORD),
+            why="the tensors that it recorded of its base are not those of model_name_or_path",
+            remedy="set model_name_or_path to the base that the adapter was trained on",
+        )
+
+
+def _define_roles(config: Any, roles: Roles, fingerprint: dict[str, Any], template: templates.Template) -> HeadRecord | None:
+    """Adapters, heads and roles of a training stage.
+
+    The trained adapter continues the last of `adapter_name_or_path` or, with `create_new_adapter` (or when there is none), is
+    new on top of all of them. The reference is the policy as it is now: the same stack with a frozen copy of where it starts.
+    """
+    model = roles.model
+    hidden = model.config.get_text_config().hidden_size
+    stack = stack_adapters(roles, config.adapter_name_or_path, fingerprint)
+    if stack and not config.create_new_adapter:
+        *below, start = stack
+        lora.copy_adapter(model, start, "trained", trainable=True)
+        policy, reference = (*below, "trained"), stack
+    else:
+        targets = lora.inject(model, config.lora_target, roles.switch)
+        lora.new_adapter(
+            model,
+            "trained",
+            paths=_wanted(config.lora_target, targets),
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            rslora=config.use_rslora if hasattr(config, "use_rslora") else False,
+            seed=config.seed,
+        )
+        policy, reference = (*stack, "trained"), stack
+    if config.stage == "rm":
+        roles.define(REWARD, *policy, head=ValueHead(hidden, seed=config.seed))
+        return HeadRecord(
+            readout=config.reward_readout,
+            template=template.name,
+            default_system=config.default_system,
+            cutoff_len=config.cutoff_len,
+        )
+    if config.stage != "ppo":
+        roles.define(POLICY, *policy)
+        return None
+    if not config.reward_model:
+        raise ConfigError("stage: ppo needs a reward_model", where=config.origin("reward_model"), remedy="train one with stage: rm")
+    roles.define(REFERENCE, *reference)
+    record = load_reward_role(roles, Path(config.reward_model), fingerprint)
+    if config.critic == "head":
+        roles.define(POLICY, *policy, head=ValueHead(hidden))
+    else:
+        roles.define(POLICY, *policy)
+        lora.copy_adapter(model, REWARD, CRITIC, trainable=True)
+        critic = ValueHead(hidden)
+        reward_head = roles.specs[REWARD].head
+        assert reward_head is not None
+        critic.load_state_dict(reward_head.state_dict())
+        roles.define(CRITIC, CRITIC, head=critic)
+    return record
+
+
+def _wanted(targets: tuple[str, ...], found: dict[str, lora.LoraLinear]) -> list[str]:
+    if tuple(targets) == ("all",):
+        return list(found)
+    return [path for path in found if any(path == t or path.endswith("." + t) for t in targets)]

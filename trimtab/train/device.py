@@ -1,0 +1,111 @@
+"""Which device, which number type, how much memory: the one place that asks the machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+
+from trimtab.errors import ConfigError
+
+
+def pick_device(*, use_cpu: bool = False) -> torch.device:
+    """CUDA, else MPS, else the CPU; `use_cpu: true` always the CPU."""
+    if not use_cpu and torch.cuda.is_available():
+        return torch.device("cuda")
+    if not use_cpu and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def cpu_has_bfloat16() -> bool:
+    """Does this CPU multiply bfloat16 matrices in hardware? Without that they run ten times slower than float32."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported is not None and supported())
+
+
+def pick_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The compute type for `compute_dtype`, and a line that says why when it is not simply what was asked for.
+
+    auto: bfloat16 where the hardware multiplies it, else float32. float16 keeps no more than 65504 and needs loss scaling to train,
+    so on a device without float16 arithmetic it means auto.
+
+    Raises:
+        ConfigError: float16 on CUDA, which would need a loss scaler.
+    """
+    fast = cpu_has_bfloat16() if device.type == "cpu" else device.type == "cuda" and torch.cuda.is_bf16_supported()
+    best = torch.bfloat16 if fast else torch.float32
+    if wanted == "float32":
+        return torch.float32, ""
+    if wanted == "bfloat16":
+        if not fast and device.type == "cpu":
+            return torch.float32, "bf16: this CPU has no bfloat16 arithmetic (it would be ten times slower); float32 is used"
+        return torch.bfloat16, ""
+    if wanted == "float16":
+        name = str(best).removeprefix("torch.")
+        if device.type != "cuda" or fast:
+            return best, f"fp16: needs loss scaling and has a narrow range; {name} is used on this {device.type}"
+        raise ConfigError(
+            "float16 training is not offered on this GPU",
+            why="it has no bfloat16, and float16 needs loss scaling",
+            remedy="set compute_dtype: float32",
+        )
+    return best, ""
+
+
+def default_micro_batch_tokens(device: torch.device) -> int:
+    """Tokens of one forward and backward pass when the file does not say: enough to keep the matrix units busy."""
+    return 1024 if device.type != "cuda" else 8192
+
+
+@dataclass(slots=True)
+class PeakMemory:
+    """The most memory seen: allocated by torch on CUDA, else resident in this process, sampled five times a second."""
+
+    device: torch.device
+    peak: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> PeakMemory:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.read()
+
+    def read(self) -> int:
+        """Peak so far, in bytes."""
+        now = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else psutil.Process().memory_info().rss
+        self.peak = max(self.peak, now)
+        return self.peak
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.2):
+            self.read()
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the manifest says of the machine."""
+    described: dict[str, Any] = {
+        "device": device.type,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+    if device.type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(device)
+        described["gpu_memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
+    return described

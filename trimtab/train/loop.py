@@ -1,0 +1,359 @@
+"""The order of events of a run, the same for every stage: step, log, evaluate, save; best model, early stop, resume, end.
+
+What a step *is* belongs to a `Trainer` (`offline.py`: one optimizer step on a data set; `online.py`: one rollout batch with its
+updates). At step N the rows of `metrics.jsonl` are written first, then the evaluation, then `checkpoint-N`: a checkpoint implies
+everything before it, so a resume cuts the records back to its step and goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from trimtab import diagnose
+from trimtab.config import dump_resolved
+from trimtab.models import lora
+from trimtab.models.heads import save_head
+from trimtab.models.roles import Roles
+from trimtab.rundir import RunFolder, checkpoint_step, write_json
+from trimtab.train.assemble import BASE_RECORD, Session
+from trimtab.train.device import PeakMemory
+from trimtab.train.optim import schedule, set_learning_rate
+from trimtab.train.progress import bar, say
+from trimtab.train.state import load_state, save_state
+
+Figures = dict[str, float]
+
+
+class Trainer(Protocol):
+    """What the loop asks of a stage.
+
+    Attributes:
+        steps_per_epoch: steps that use all the data once.
+        optimizers: by role; learning_rates: the peak rate of each.
+        best_metric: the evaluation figure that ranks checkpoints unless the file names one; True if greater is better.
+    """
+
+    steps_per_epoch: int
+    optimizers: dict[str, torch.optim.AdamW]
+    learning_rates: dict[str, float]
+    best_metric: tuple[str, bool]
+
+    def step(self, number: int) -> Figures:
+        """Do step `number` (from 0); its figures, "tokens" among them."""
+        ...
+
+    def evaluate(self, step: int) -> Figures:
+        """Figures of the held-out rows after `step` steps, without the prefix eval/; empty when there are none."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON values that later steps depend on."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        ...
+
+    def finish(self) -> None:
+        """After the last step, before the last evaluation."""
+        ...
+
+
+def total_steps(config: Any, steps_per_epoch: int) -> int:
+    """Steps of the whole run."""
+    return config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
+
+
+def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
+    """Train from wherever the folder stands to the end; returns the figures of the last evaluation."""
+    config = session.config
+    total = total_steps(config, trainer.steps_per_epoch)
+    clock = _Clock()
+    progress = _Progress(session, trainer, folder, total, clock)
+    start = progress.resume()
+    with PeakMemory(session.device) as memory:
+        if start == 0 and config.eval_on_start:
+            progress.evaluate(0)
+        with bar(config.stage, total, start) as advance:
+            for number in range(start, total):
+                warmup = config.warmup(total)
+                factor = schedule(config.lr_scheduler_type, number, total, warmup)
+                for role, optimizer in trainer.optimizers.items():
+                    set_learning_rate(optimizer, trainer.learning_rates[role] * factor)
+                torch.manual_seed(config.seed * 1_000_003 + number)  # dropout; nothing else reads torch's generator
+                figures = trainer.step(number)
+                progress.log(number + 1, figures | {"lr": config.learning_rate * factor})
+                advance(1, _short(figures))
+                if progress.due("eval", number + 1):
+                    progress.evaluate(number + 1)
+                if progress.due("save", number + 1) and number + 1 < total:
+                    progress.save(number + 1)
+                if progress.patience_is_over():
+                    say(f"stopped at step {number + 1}: no better evaluation in the last {config.early_stopping_steps}")
+                    break
+        progress.end(memory)
+    return progress.last_eval
+
+
+class _Clock:
+    """Training seconds, those of earlier parts of a resumed run included."""
+
+    def __init__(self) -> None:
+        self.before, self.started = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+
+def _short(figures: Figures) -> str:
+    shown = ("loss", "reward/mean", "kl/k1_sequence", "accuracy")
+    return "  ".join(f"{name.split('/')[0]} {figures[name]:.3g}" for name in shown if name in figures)
+
+
+class _Progress:
+    """The run's records: what has been logged, evaluated and saved so far."""
+
+    def __init__(self, session: Session, trainer: Trainer, folder: RunFolder, total: int, clock: _Clock) -> None:
+        self.session, self.trainer, self.folder, self.total, self.clock = session, trainer, folder, total, clock
+        self.config = session.config
+        self.step = 0
+        self.tokens = 0
+        self.completions = 0
+        self.last_eval: Figures = {}
+        self.evaluated_at = -1
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.evaluations_since_best = 0
+        self.losses: list[float] = []
+        self.rows: list[dict[str, Any]] = []
+
+    # ---------------------------------------------------------------------------------------------------------- events
+
+    def due(self, event: str, step: int) -> bool:
+        """Is this event due after `step` steps? Checkpoints of a best model come with the evaluation that found it."""
+        strategy = getattr(self.config, f"{event}_strategy")
+        if strategy == "epoch":
+            return step % self.trainer.steps_per_epoch == 0
+        interval = self.config.interval(event, self.total)
+        return interval is not None and step % interval == 0
+
+    def log(self, step: int, figures: Figures) -> None:
+        """Write the row of a step; also the trainer's log when due, and any finding worth a warning."""
+        self.step = step
+        self.tokens += int(figures.pop("tokens", 0))
+        self.completions += int(figures.pop("completions", 0))
+        self.losses.append(figures.get("loss", float("nan")))
+        row = self._row(step, "train", figures)
+        self.folder.append_metrics(row)
+        self.rows.append(row)
+        if self.due("logging", step) or step == self.total:
+            # the mean since the last line, as users know it
+            loss = sum(self.losses) / len(self.losses)
+            self.losses.clear()
+            self.folder.append_log(
+                step,
+                self.total,
+                seconds=self.clock.seconds(),
+                loss=loss,
+                reward=figures.get("reward/mean"),
+                accuracy=figures.get("accuracy"),
+                lr=figures["lr"],
+                epoch=row["epoch"],
+            )
+
+    def evaluate(self, step: int) -> None:
+        """Evaluate, write the row, keep the best."""
+        figures = self.trainer.evaluate(step)
+        self.evaluated_at = step
+        if not figures:
+            return
+        self.last_eval = figures
+        named = {f"eval/{name}": value for name, value in figures.items()}
+        row = self._row(step, "eval", named)
+        self.folder.append_metrics(row)
+        self.rows.append(row)
+        if "loss" in figures or "accuracy" in figures:
+            self.folder.append_log(
+                step,
+                self.total,
+                seconds=self.clock.seconds(),
+                eval_loss=figures.get("loss"),
+                accuracy=figures.get("accuracy"),
+                epoch=row["epoch"],
+            )
+        say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in named.items()))
+        self._rank(step, figures)
+
+    def _rank(self, step: int, figures: Figures) -> None:
+        name, greater = self.trainer.best_metric
+        if self.config.metric_for_best_model:
+            name = self.config.metric_for_best_model.removeprefix("eval_").removeprefix("eval/")
+            greater = "loss" not in name and "nll" not in name
+        if self.config.greater_is_better is not None:
+            greater = self.config.greater_is_better
+        if name not in figures or step == 0:
+            return
+        value = figures[name]
+        if self.best is None or (value > self.best if greater else value < self.best):
+            self.best, self.best_step, self.evaluations_since_best = value, step, 0
+            if self.config.load_best_model_at_end:
+                self.save(step)
+        else:
+            self.evaluations_since_best += 1
+
+    def patience_is_over(self) -> bool:
+        patience = self.config.early_stopping_steps
+        return patience is not None and self.evaluations_since_best >= patience
+
+    def _row(self, step: int, kind: str, figures: Figures) -> dict[str, Any]:
+        return {
+            "step": step,
+            "kind": kind,
+            "stage": self.config.stage,
+            "epoch": round(step / self.trainer.steps_per_epoch, 4),
+            "tokens": self.tokens,
+            "completions": self.completions,
+            "seconds": round(self.clock.seconds(), 3),
+            **figures,
+        }
+
+    # ----------------------------------------------------------------------------------------------- saving, resuming
+
+    def save(self, step: int) -> None:
+        """Write `checkpoint-N`, whole or not at all."""
+        best = self.folder.checkpoint_path(self.best_step) if self.best_step is not None else None
+        with self.folder.write_checkpoint(step) as path:
+            save_model(self.session, path)
+            self._write_state(path)
+            if not self.config.save_only_model:
+                save_state(path, _weights(self.session.roles), self.trainer.optimizers, self._values(step))
+        self.folder.prune(self.config.save_total_limit, keep=best)
+
+    def _values(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "tokens": self.tokens,
+            "completions": self.completions,
+            "seconds": self.clock.seconds(),
+            "best": self.best,
+            "best_step": self.best_step,
+            "evaluations_since_best": self.evaluations_since_best,
+            "losses": self.losses,
+            "trainer": self.trainer.state(),
+        }
+
+    def resume(self) -> int:
+        """The step to go on from: 0, or that of the checkpoint which the folder (or the file) names."""
+        if self.folder.opened != "resumed":
+            return 0
+        named = self.config.resume_from_checkpoint
+        path = Path(named) if isinstance(named, str) and named not in ("auto", "true") else self.folder.latest_checkpoint()
+        if path is None:
+            say("no whole checkpoint: starting from the first step")
+            self.folder.truncate_after(-1)
+            return 0
+        state = load_state(path, _weights(self.session.roles), self.trainer.optimizers)
+        step = int(state["step"])
+        self.step, self.tokens, self.completions = step, state["tokens"], state["completions"]
+        self.clock.before = state["seconds"]
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.evaluations_since_best, self.losses = state["evaluations_since_best"], list(state["losses"])
+        self.trainer.restore(state["trainer"])
+        self.folder.truncate_after(step)
+        self.rows = self.folder.metrics()
+        evals = [row for row in self.rows if row["kind"] == "eval"]
+        if evals:
+            self.evaluated_at = evals[-1]["step"]
+            self.last_eval = {k.removeprefix("eval/"): v for k, v in evals[-1].items() if k.startswith("eval/")}
+        say(f"resumed from {path.name}: step {step} of {self.total}")
+        return step
+
+    def end(self, memory: PeakMemory) -> None:
+        """Best model back, last evaluation, final files."""
+        config, session = self.config, self.session
+        best = self.folder.checkpoint_path(self.best_step) if self.best_step is not None else None
+        if config.load_best_model_at_end and best is not None and self.best_step != self.step and best.exists():
+            load_state(best, _weights(session.roles), self.trainer.optimizers)
+            say(f"loaded the best model: {best.name}, {self.trainer.best_metric[0]} {self.best:.4g}")
+            self.evaluated_at = -1
+        changed = self.trainer.finish()
+        if session.data.eval and (changed or self.evaluated_at != self.step) and (config.do_eval or config.eval_strategy != "no"):
+            self.evaluate(self.step)
+        if config.save_strategy != "no" and not (best is not None and checkpoint_step(best) == self.step):
+            self.save(self.step)
+        with self.folder.staged() as path:
+            save_model(session, path)
+        if config.stage == "ppo" and config.critic == "adapter":
+            with self.folder.staged("critic") as path:
+                _save_role(session, "critic", path)
+        seconds = self.clock.seconds()
+        measured = {
+            "seconds": round(seconds, 2),
+            "tokens": self.tokens,
+            "tokens_per_second": round(self.tokens / max(seconds, 1e-9), 1),
+            "peak_memory_bytes": memory.read(),
+        }
+        train_rows = [row for row in self.rows if row["kind"] == "train"]
+        mean_loss = sum(row.get("loss", 0.0) for row in train_rows) / max(1, len(train_rows))
+        self.folder.write_results(
+            "train",
+            {
+                "epoch": round(self.step / self.trainer.steps_per_epoch, 4),
+                "train_loss": mean_loss,
+                "train_runtime": measured["seconds"],
+                "train_steps_per_second": round(self.step / max(seconds, 1e-9), 4),
+                "train_tokens_per_second": measured["tokens_per_second"],
+            },
+        )
+        if self.last_eval:
+            self.folder.write_results("eval", {f"eval_{name.replace('/', '_')}": v for name, v in self.last_eval.items()})
+        self._write_state(None)
+        self.folder.update_manifest(measured=measured, steps=self.step)
+        for finding in diagnose.diagnose(self.rows, dump_resolved(config)):
+            say(str(finding))
+
+    def _write_state(self, into: Path | None) -> None:
+        best = self.folder.checkpoint_path(self.best_step) if self.best_step is not None else None
+        self.folder.write_state(
+            global_step=self.step,
+            epoch=round(self.step / self.trainer.steps_per_epoch, 4),
+            max_steps=self.total,
+            log_history=self.folder.trainer_log(),
+            best_metric=self.best,
+            best_model_checkpoint=str(best) if best is not None else None,
+            into=into,
+        )
+
+
+def _weights(roles: Roles) -> dict[str, nn.Parameter]:
+    """Everything a resume must restore: what is trained, and the frozen adapters that a user's folder may no longer hold."""
+    found: dict[str, nn.Parameter] = {}
+    adapters = sorted({name for spec in roles.specs.values() for name in spec.adapters})
+    for adapter in adapters:
+        found |= {f"{adapter}|{name}": p for name, p in lora.parameters(roles.model, adapter).items()}
+    for role, spec in roles.specs.items():
+        if spec.head is not None:
+            found |= {f"{role}|head.{name}": p for name, p in spec.head.named_parameters()}
+    return found
+
+
+def save_model(session: Session, folder: Path) -> None:
+    """The trained model as users load it: one peft adapter on the raw base, its tokenizer, and a head if it has one."""
+    role = "reward" if session.config.stage == "rm" else "policy"
+    _save_role(session, role, folder)
+    session.tokenizer.save_pretrained(str(folder))
+
+
+def _save_role(session: Session, role: str, folder: Path) -> None:
+    spec = session.roles.specs[role]
+    lora.save_adapter(session.roles.model, spec.adapters, folder, base=session.base)
+    write_json(folder / BASE_RECORD, session.fingerprint)
+    if spec.head is not None and session.record is not None:
+        save_head(spec.head, folder, session.record)

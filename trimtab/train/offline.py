@@ -1,0 +1,164 @@
+"""Training on a data set: pt, sft and rm. A step is one optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from trimtab.algos import ALGORITHMS, Offline
+from trimtab.data.loader import batches
+from trimtab.evals import EVALS
+from trimtab.models.forward import plan, score_tokens
+from trimtab.ops.reduction import reduction_weights
+from trimtab.ops.stats import calibration_bins, calibration_error, correlation
+from trimtab.rewards.model import score_rows_as
+from trimtab.train.assemble import POLICY, REWARD, Session
+from trimtab.train.loop import Figures
+from trimtab.train.optim import make_adamw
+from trimtab.train.step import Forward, backward_rows, backward_tokens, clip_and_step
+from trimtab.types import Pair, PairBatch, Sampling, Scores, TokenBatch, TokenRow, take
+
+
+class OfflineTrainer:
+    """SFT, pre-training and reward models, told apart by what their algorithm reads."""
+
+    def __init__(self, session: Session) -> None:
+        config = session.config
+        self.session = session
+        self.algorithm: Offline = ALGORITHMS.load(config.stage).from_config(config)
+        self.role = REWARD if self.algorithm.reads == "reward" else POLICY
+        self.rows = session.data.train
+        self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
+        self.parameters = session.roles.trainable(self.role)
+        self.optimizers = {self.role: make_adamw(self.parameters, config, config.learning_rate)}
+        self.learning_rates = {self.role: config.learning_rate}
+        self.best_metric = ("accuracy", True) if self.algorithm.reads == "reward" else ("loss", False)
+
+    def step(self, number: int) -> Figures:
+        config = self.session.config
+        epoch, index = divmod(number, self.steps_per_epoch)
+        order = batches(len(self.rows), config.batch_size, config.order_seed, epoch, not config.disable_shuffling)[index]
+        chosen = [self.rows[i] for i in order]
+        names = [str(self.session.data.train_examples[i].origin) for i in order]
+        how = Forward(budget=self.session.budget, dropout=config.lora_dropout if self.algorithm.reads == "logprobs" else 0.0)
+        if self.algorithm.reads == "reward":
+            sums, tokens = self._pairs(chosen, how, names)
+        else:
+            sums, tokens = self._tokens(chosen, how, names)
+        norm = clip_and_step(self.optimizers[self.role], self.parameters, config.max_grad_norm, self.role)
+        return {"loss": sums.loss, f"grad_norm/{self.role}": norm, "tokens": tokens, **sums.figures()}
+
+    def _tokens(self, rows: list[TokenRow], how: Forward, names: list[str]) -> tuple[Any, int]:
+        mask = scored_mask(rows, self.session.device)
+        batch = TokenBatch(mask=mask)
+        sums = backward_tokens(
+            self.session.roles,
+            self.role,
+            rows,
+            reduction_weights(mask, self.algorithm.reduction),
+            lambda scores, which: self.algorithm.loss(Scores(logp=scores.logp, entropy=scores.entropy), take(batch, which)),
+            how,
+            names=names,
+        )
+        return sums, sum(len(row.token_ids) for row in rows)
+
+    def _pairs(self, pairs: list[Pair], how: Forward, names: list[str]) -> tuple[Any, int]:
+        rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+        batch = PairBatch(margin=torch.tensor([pair.margin for pair in pairs], device=self.session.device))
+        sums = backward_rows(
+            self.session.roles,
+            self.role,
+            rows,
+            reduction_weights(torch.ones(len(pairs), dtype=torch.bool, device=self.session.device), self.algorithm.reduction),
+            lambda scores, which: self.algorithm.loss(scores, take(batch, which)),
+            Forward(budget=how.budget, layout=self.session.layout),
+            unit=2,
+            names=names,
+        )
+        return sums, sum(len(row.token_ids) for row in rows)
+
+    # ------------------------------------------------------------------------------------------------------ evaluation
+
+    def evaluate(self, step: int) -> Figures:
+        data, limit = self.session.data, self.session.config.eval_max_samples
+        rows = data.eval[:limit]
+        if not rows:
+            return {}
+        if self.algorithm.reads == "reward":
+            return self.evaluate_pairs(rows)
+        total, count = 0.0, 0
+        for chunk in plan(rows, self.session.budget):
+            with torch.no_grad(), self.session.roles.enter(self.role):
+                scores = score_tokens(self.session.roles.model, [rows[i] for i in chunk])
+            assert scores.logp is not None
+            total -= float(scores.logp[scores.mask].sum())
+            count += int(scores.mask.sum())
+        loss = total / max(count, 1)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))} | run_tasks(self.session, limit)
+
+    def evaluate_pairs(self, pairs: list[Pair]) -> Figures:
+        """Accuracy (ties are errors), margin, negative log-likelihood, calibration, correlation of score with length."""
+        rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+        session = self.session
+        scores = score_rows_as(session.roles, self.role, rows, budget=session.budget, layout=session.layout, unit=2)
+        leads = [w - lose for w, lose in zip(scores[::2], scores[1::2], strict=True)]
+        bins = calibration_bins([1 / (1 + math.exp(-min(abs(d), 700.0))) for d in leads], [d > 0 for d in leads], low=0.5)
+        nll = sum(math.log1p(math.exp(-d)) if d > -700 else -d for d in leads) / len(leads)
+        return {
+            "loss": nll,
+            "accuracy": sum(d > 0 for d in leads) / len(leads),
+            "margin": sum(leads) / len(leads),
+            "nll": nll,
+            "reward_chosen": sum(scores[::2]) / len(leads),
+            "reward_rejected": sum(scores[1::2]) / len(leads),
+            "calibration_error": calibration_error(bins),
+            "length_correlation": correlation([float(len(row.scored)) for row in rows], scores),
+        }
+
+    # ------------------------------------------------------------------------------------------------------------- end
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing but the weights carries over from step to step."""
+
+    def finish(self) -> bool:
+        """A reward model's scores are centred: the mean score of reference answers goes into the head's bias."""
+        head = self.session.roles.specs[self.role].head
+        if self.algorithm.reads != "reward" or head is None:
+            return False
+        reference = [pair.chosen for pair in self.rows[:256]]
+        scores = score_rows_as(self.session.roles, self.role, reference, budget=self.session.budget)
+        with torch.no_grad():
+            head.summary.bias -= sum(scores) / len(scores)
+        return True
+
+
+def scored_mask(rows: list[TokenRow], device: torch.device) -> torch.Tensor:
+    """`[b t]`: which entries of the batch's arrays are scored tokens."""
+    lengths = torch.tensor([len(row.scored) for row in rows], device=device)
+    return torch.arange(int(lengths.max()), device=device)[None] < lengths[:, None]
+
+
+def run_tasks(session: Session, limit: int | None) -> Figures:
+    """The file's `eval_tasks` on greedy answers to the held-out prompts, as means."""
+    names = session.config.eval_tasks
+    prompts = session.data.eval_prompts[:limit]
+    if not names or not prompts:
+        return {}
+    sampling = Sampling(temperature=0.0, max_new_tokens=session.config.answer_limit, seed=session.config.seed)
+    texts = [session.text(c) for c in session.generator().generate(prompts, sampling)]
+    return score_tasks(names, texts, prompts)
+
+
+def score_tasks(names: Any, texts: list[str], prompts: list[Any]) -> Figures:
+    """Mean score of each task over answers in the order of their prompts."""
+    found: Figures = {}
+    for name in names:
+        scores = EVALS.load(name)(texts, [prompt.example for prompt in prompts])
+        found[name] = sum(scores) / max(1, len(scores))
+    return found

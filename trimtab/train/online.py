@@ -1,0 +1,319 @@
+"""Training on what the policy writes. A step is one rollout batch with all its updates.
+
+    prompts -> completions -> rewards -> old, reference and value arrays     (rollout.py)
+            -> credit over the whole batch                                     (the algorithm)
+            -> epochs x minibatches: weights fixed, then per role: forward, loss, backward, clip, step   (step.py)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.algos import ALGORITHMS, Online
+from trimtab.data.loader import batches
+from trimtab.models.forward import TokenScores
+from trimtab.ops.masked import masked_mean
+from trimtab.ops.reduction import reduction_weights
+from trimtab.ops.stats import RunningMoments
+from trimtab.rewards.model import ModelReward
+from trimtab.rundir import RunFolder
+from trimtab.train.assemble import CRITIC, POLICY, REFERENCE, Session
+from trimtab.train.loop import Figures
+from trimtab.train.offline import score_tasks
+from trimtab.train.optim import make_adamw
+from trimtab.train.rollout import Collected, collect, completion_row, reward_completions, score_role
+from trimtab.train.step import Forward, Sums, backward_tokens, clip_and_step
+from trimtab.types import LossTerms, Prompt, RolloutBatch, Sampling, Scores, take
+
+SHOWN = 4
+"""Samples of each logged step that go into samples.jsonl; evaluations write all of theirs."""
+
+
+class OnlineTrainer:
+    """Rollouts and updates of any online algorithm."""
+
+    def __init__(self, session: Session, folder: RunFolder) -> None:
+        config = session.config
+        self.session, self.folder = session, folder
+        self.algorithm: Online = ALGORITHMS.load(config.stage).from_config(config)
+        self.reward = ModelReward(session.roles, budget=session.budget, layout=session.layout)
+        self.prompts: list[Prompt] = session.data.train
+        self.steps_per_epoch = math.ceil(len(self.prompts) / config.rollout_size)
+        self.best_metric = ("reward_sampled", True)
+        self.kl_coef = self.algorithm.kl_coef
+        self.moments = RunningMoments()
+        self.version = 0
+        policy = session.roles.trainable(POLICY)
+        self.head_on_policy = self.algorithm.needs.critic and config.critic == "head"
+        # the head of `critic: head` is the critic: its own clip, its own rate
+        self.parameters = {POLICY: {n: p for n, p in policy.items() if not n.startswith("head/")}}
+        if self.head_on_policy:
+            self.parameters[CRITIC] = {n: p for n, p in policy.items() if n.startswith("head/")}
+        elif self.algorithm.needs.critic:
+            self.parameters[CRITIC] = session.roles.trainable(CRITIC)
+        self.learning_rates = {POLICY: config.learning_rate}
+        if CRITIC in self.parameters:
+            self.learning_rates[CRITIC] = config.critic_learning_rate or config.learning_rate
+        self.optimizers = {role: make_adamw(p, config, self.learning_rates[role]) for role, p in self.parameters.items()}
+        self.warmup = config.critic_warmup_steps
+        if self.warmup is None:
+            self.warmup = 5 if self.head_on_policy else 0
+
+    # ------------------------------------------------------------------------------------------------------------ step
+
+    def step(self, number: int) -> Figures:
+        config = self.session.config
+        epoch, index = divmod(number, self.steps_per_epoch)
+        shuffle = not config.disable_shuffling
+        order = batches(len(self.prompts), config.rollout_size, config.order_seed, epoch, shuffle)[index]
+        prompts = [self.prompts[i] for i in order]
+        sampling = self.sampling(seed=config.seed, epoch=epoch)
+        collected = collect(
+            self.session,
+            self.reward,
+            prompts,
+            k=self.algorithm.group_size,
+            sampling=sampling,
+            needs=self.algorithm.needs,
+            kl_coef=self.kl_coef,
+            moments=self.moments,
+            version=self.version,
+        )
+        self.moments = collected.moments
+        batch = self.algorithm.credit(collected.batch)
+        started = time.monotonic()
+        figures = self._update(collected, batch, number, sampling.temperature)
+        figures |= _rollout_figures(collected, batch) | collected.seconds
+        figures["seconds/update"] = time.monotonic() - started
+        self._show(number + 1, collected)
+        self.kl_coef = self.algorithm.next_kl_coef(self.kl_coef, batch.stats["kl"], len(collected.rows))
+        return figures
+
+    def sampling(self, *, seed: int, epoch: int, temperature: float | None = None) -> Sampling:
+        """How rollouts are drawn: the temperature acts, no filter does, so what samples is what scores."""
+        config = self.session.config
+        heat = config.rollout_temperature if temperature is None else temperature
+        return Sampling(temperature=heat, max_new_tokens=config.answer_limit, seed=seed, epoch=epoch)
+
+    def _update(self, collected: Collected, batch: RolloutBatch, number: int, temperature: float) -> Figures:
+        """All epochs and minibatches over one rollout batch."""
+        session, config, k = self.session, self.session.config, self.algorithm.group_size
+        how = Forward(budget=session.budget, layout=session.layout, temperature=temperature)
+        only_critic = number < self.warmup
+        policy_sums, value_sums, norms = [], [], []
+        first: Figures = {}
+        count = len(collected.rows) // k
+        for epoch in range(self.algorithm.epochs):
+            # whole groups move together; the order is a function of (seed, step, epoch)
+            order = np.random.default_rng([config.order_seed, number, epoch]).permutation(count)
+            for start in range(0, count, config.batch_size):
+                which = [int(g) * k + j for g in order[start : start + config.batch_size] for j in range(k)]
+                rows = [collected.rows[i] for i in which]
+                part = take(batch, which)
+                part_names = [f"{collected.rollouts[i].prompt.example.origin}" for i in which]
+                weights = reduction_weights(part.mask, self.algorithm.reduction, max_length=config.answer_limit)
+                minibatch = _Minibatch(self, rows, part, weights, part_names, how)
+                sums = minibatch.policy(only_critic)
+                if not only_critic:
+                    norms.append((POLICY, self._clip_and_step(POLICY)))
+                    self.version += 1
+                else:
+                    self.optimizers[POLICY].zero_grad(set_to_none=True)
+                policy_sums.append(sums)
+                if CRITIC in self.optimizers:
+                    if not self.head_on_policy:
+                        value_sums.append(minibatch.critic())
+                    norms.append((CRITIC, self._clip_and_step(CRITIC)))
+                if not first:
+                    first = _first_minibatch(sums, part)
+        figures = _mean_figures(policy_sums, value_sums)
+        for role in self.optimizers:
+            own = [norm for owner, norm in norms if owner == role]
+            if own:
+                figures[f"grad_norm/{role}"] = sum(own) / len(own)
+        return figures | first
+
+    def _clip_and_step(self, role: str) -> float:
+        return clip_and_step(self.optimizers[role], self.parameters[role], self.session.config.max_grad_norm, role)
+
+    # ------------------------------------------------------------------------------------------------------ evaluation
+
+    def evaluate(self, step: int) -> Figures:
+        """Greedy and sampled answers to held-out prompts: reward, KL to the reference, length, finished rate, tasks."""
+        session, config = self.session, self.session.config
+        prompts = session.data.eval_prompts[: config.eval_max_samples]
+        if not prompts:
+            return {}
+        generator = session.generator()
+        figures: Figures = {}
+        shown: list[dict[str, Any]] = [{"step": step, "kind": "eval", "prompt": p.example.prompt[-1].content} for p in prompts]
+        for name, heat in (("greedy", 0.0), ("sampled", None)):
+            sampling = self.sampling(seed=config.seed + 1, epoch=0, temperature=heat)
+            completions = generator.generate(prompts, sampling)
+            rollouts = reward_completions(session, self.reward, prompts, completions)
+            figures[f"reward_{name}"] = sum(r.reward for r in rollouts) / len(rollouts)
+            for row, rollout in zip(shown, rollouts, strict=True):
+                row[name], row[f"reward_{name}"] = rollout.text, rollout.reward
+            if name == "greedy":
+                gold = all(p.example.response is not None for p in prompts)
+                figures |= score_tasks(config.eval_tasks if gold else (), [r.text for r in rollouts], prompts)
+                continue
+            rows = [completion_row(r.prompt, r.completion) for r in rollouts]
+            policy = score_role(session, POLICY, rows, temperature=sampling.temperature)
+            reference = score_role(session, REFERENCE, rows, temperature=sampling.temperature)
+            figures["kl"] = float((policy["logp"] - reference["logp"]).sum()) / len(rows)
+            figures["entropy"] = float(policy["entropy"].sum()) / sum(len(row.scored) for row in rows)
+            figures["length"] = sum(len(row.scored) for row in rows) / len(rows)
+            figures["finished_rate"] = sum(c.finished for c in completions) / len(completions)
+        for row, prompt in zip(shown, prompts, strict=True):
+            row["gold"] = prompt.example.response.content if prompt.example.response else None
+            self.folder.append_sample(row)
+        return figures
+
+    def _show(self, step: int, collected: Collected) -> None:
+        for rollout in collected.rollouts[:SHOWN]:
+            self.folder.append_sample(
+                {
+                    "step": step,
+                    "kind": "train",
+                    "prompt": rollout.prompt.example.prompt[-1].content,
+                    "text": rollout.text,
+                    "reward": rollout.reward,
+                    "parts": dict(rollout.reward_parts),
+                    "finish": rollout.completion.finish,
+                    "origin": str(rollout.prompt.example.origin),
+                }
+            )
+
+    # ----------------------------------------------------------------------------------------------------------- state
+
+    def state(self) -> dict[str, Any]:
+        return {"kl_coef": self.kl_coef, "moments": asdict(self.moments), "version": self.version}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.kl_coef, self.version = state["kl_coef"], state["version"]
+        self.moments = RunningMoments(**state["moments"])
+
+    def finish(self) -> bool:
+        return False
+
+
+class _Minibatch:
+    """The forward and backward passes of one optimizer step, role by role."""
+
+    def __init__(
+        self, trainer: OnlineTrainer, rows: list[Any], batch: RolloutBatch, weights: torch.Tensor, names: list[str], how: Forward
+    ) -> None:
+        self.trainer, self.rows, self.batch, self.weights, self.names, self.how = trainer, rows, batch, weights, names, how
+
+    def policy(self, only_critic: bool) -> Sums:
+        """The policy's pass; with `critic: head` the value loss rides on it (in warm-up alone)."""
+        algorithm, on_policy = self.trainer.algorithm, self.trainer.head_on_policy
+
+        def loss(scores: TokenScores, which: list[int]) -> LossTerms:
+            part = take(self.batch, which)
+            assert scores.logp is not None and scores.entropy is not None
+            terms = algorithm.policy_loss(Scores(logp=scores.logp, entropy=scores.entropy), part)
+            if only_critic:
+                terms = LossTerms(loss=terms.loss * 0, means=terms.means, maxima=terms.maxima)
+            if not on_policy:
+                return terms
+            assert scores.values is not None
+            value = algorithm.value_loss(scores.values, part)
+            return LossTerms(
+                loss=terms.loss + value.loss, means={**terms.means, **value.means}, maxima={**terms.maxima, **value.maxima}
+            )
+
+        return backward_tokens(
+            self.trainer.session.roles, POLICY, self.rows, self.weights, loss, self.how, value_head=on_policy, names=self.names
+        )
+
+    def critic(self) -> Sums:
+        """The critic's pass, when it is an adapter of its own."""
+        algorithm = self.trainer.algorithm
+
+        def loss(scores: TokenScores, which: list[int]) -> LossTerms:
+            assert scores.values is not None
+            return algorithm.value_loss(scores.values, take(self.batch, which))
+
+        return backward_tokens(
+            self.trainer.session.roles,
+            CRITIC,
+            self.rows,
+            self.weights,
+            loss,
+            self.how,
+            lm_head=False,
+            value_head=True,
+            names=self.names,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+_NAMES = {"ratio_mean": "ratio/mean", "ratio_max": "ratio/max"}
+
+
+def _mean_figures(policy: list[Sums], value: list[Sums]) -> Figures:
+    """Means over the minibatches of a step (maxima: the largest), under their names in metrics.jsonl."""
+    figures: Figures = {}
+    for sums in (policy, value):
+        for name in {n for s in sums for n in s.figures()}:
+            found = [s.figures()[name] for s in sums if name in s.figures()]
+            figures[_NAMES.get(name, name)] = max(found) if name.endswith("_max") else sum(found) / len(found)
+    figures["loss"] = sum(s.loss for s in policy) / len(policy) + (sum(s.loss for s in value) / len(value) if value else 0.0)
+    return figures
+
+
+def _first_minibatch(sums: Sums, part: RolloutBatch) -> Figures:
+    """Before anything has moved the ratio is 1, nothing is clipped, and the policy loss is minus the mean advantage."""
+    found = sums.figures()
+    assert part.advantages is not None
+    return {
+        "first_minibatch/ratio_max": found["ratio_max"],
+        "first_minibatch/clip_fraction": found["clip_fraction"],
+        "first_minibatch/approx_kl": found["approx_kl"],
+        "first_minibatch/policy_loss": found["policy_loss"],
+        "first_minibatch/advantage": float(masked_mean(part.advantages, part.mask)),
+    }
+
+
+def _rollout_figures(collected: Collected, batch: RolloutBatch) -> Figures:
+    rewards = [r.reward for r in collected.rollouts]
+    lengths = [len(r.completion.token_ids) for r in collected.rollouts]
+    stats = batch.stats
+    figures: Figures = {
+        "reward/mean": float(np.mean(rewards)),
+        "reward/std": float(np.std(rewards)),
+        "score/mean": float(batch.score.mean()),
+        "kl/k1_sequence": stats["kl"],
+        "kl/k3_sequence": stats["kl_k3"],
+        "kl/k1_token": stats["kl_per_token"],
+        "kl/k3_token": stats["kl_k3_per_token"],
+        "kl/coef": batch.kl_coef,
+        "length/mean": float(np.mean(lengths)),
+        "length/p95": float(np.percentile(lengths, 95)),
+        "finished_rate": float(batch.finished.float().mean()),
+        "tokens": float(sum(len(row.token_ids) for row in collected.rows)),
+        "completions": float(len(rewards)),
+    }
+    for part in collected.rollouts[0].reward_parts:
+        figures[f"reward/parts/{part}"] = float(np.mean([r.reward_parts[part] for r in collected.rollouts]))
+    for name in ("explained_variance", "sampler_diff/mean", "sampler_diff/max", "sampler_diff/signed"):
+        if name in stats:
+            figures[name] = stats[name]
+    for name in ("value_mean", "return_mean", "advantage_mean", "advantage_std"):
+        if name in stats:
+            figures[name.replace("_", "/", 1)] = stats[name]
+    size = int((batch.group == batch.group[0]).sum())
+    if size > 1:
+        spread = batch.score.view(-1, size).std(dim=1)
+        figures["zero_variance_groups"] = float((spread == 0).float().mean())
+    return figures

@@ -1,0 +1,160 @@
+"""One optimizer step: forward, loss, backward, role by role and micro-batch by micro-batch. The only `.backward()` in trimtab.
+
+The weights of every token (one over the denominator) are fixed on the whole optimizer batch before it is cut, so the loss is a plain
+sum over micro-batches and neither it nor its gradient depends on the cut. A role is entered, computed and backpropagated before
+the next is entered (see `models/roles.py` for why that matters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.errors import NumericsError
+from trimtab.models.forward import Layout, TokenScores, plan, score_rows, score_tokens
+from trimtab.models.roles import Roles
+from trimtab.types import LossTerms, TokenRow
+
+
+@dataclass(slots=True)
+class Sums:
+    """Running sums of what is logged over the micro-batches of a step: weighted means, maxima, and the loss itself."""
+
+    loss: float = 0.0
+    means: dict[str, tuple[float, float]] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
+
+    def add(self, terms: LossTerms, mask: Tensor, loss: Tensor) -> None:
+        """Take in one micro-batch; `mask` has the shape of the loss."""
+        self.loss += float(loss.detach())
+        for name, array in terms.means.items():
+            real = mask if array.ndim == mask.ndim else mask.any(-1)
+            total, count = self.means.get(name, (0.0, 0.0))
+            self.means[name] = (total + float(array.detach()[real].sum()), count + float(real.sum()))
+        for name, array in terms.maxima.items():
+            real = mask if array.ndim == mask.ndim else mask.any(-1)
+            if bool(real.any()):
+                self.maxima[name] = max(self.maxima.get(name, -float("inf")), float(array.detach()[real].max()))
+
+    def figures(self) -> dict[str, float]:
+        """Means and maxima as plain numbers."""
+        return {name: total / max(count, 1.0) for name, (total, count) in self.means.items()} | self.maxima
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """How the rows of a step are computed: token budget, layout for rows of one prompt, temperature, dropout."""
+
+    budget: int
+    layout: Layout = "padded"
+    temperature: float = 1.0
+    dropout: float = 0.0
+
+
+def backward_tokens(
+    roles: Roles,
+    role: str,
+    rows: Sequence[TokenRow],
+    weights: Tensor,
+    loss: Callable[[TokenScores, list[int]], LossTerms],
+    how: Forward,
+    *,
+    lm_head: bool = True,
+    value_head: bool = False,
+    coefficient: float = 1.0,
+    names: Sequence[str] = (),
+) -> Sums:
+    """Add the gradient of `coefficient * sum(weights * loss)` to the role's parameters.
+
+    Args:
+        rows: the whole optimizer batch; weights `[b t]` over it.
+        loss: unreduced loss of some rows (their scores padded to t, their numbers).
+        names: what to call each row when its loss is not finite.
+
+    Raises:
+        NumericsError: a loss that is not finite; no optimizer step has been taken.
+    """
+    sums = Sums()
+    width = weights.shape[1]
+    for chunk in plan(rows, how.budget, layout=how.layout):
+        with roles.enter(role, dropout=how.dropout) as spec:
+            scores = score_tokens(
+                roles.model,
+                [rows[i] for i in chunk],
+                layout=how.layout,
+                temperature=how.temperature,
+                lm_head=lm_head,
+                head=spec.head if value_head else None,
+                width=width,
+            )
+            terms = loss(scores, chunk)
+            total = _total(terms.loss, weights[chunk], scores.mask, chunk, names)
+            (coefficient * total).backward()
+        sums.add(terms, scores.mask, total)
+    return sums
+
+
+def backward_rows(
+    roles: Roles,
+    role: str,
+    rows: Sequence[TokenRow],
+    weights: Tensor,
+    loss: Callable[[Tensor, list[int]], LossTerms],
+    how: Forward,
+    *,
+    unit: int,
+    names: Sequence[str] = (),
+) -> Sums:
+    """The same for losses on whole rows (reward models): `unit` consecutive rows make one entry of `weights` `[b]`."""
+    sums = Sums()
+    for chunk in plan(rows, how.budget, layout=how.layout, unit=unit):
+        entries = [i // unit for i in chunk[::unit]]
+        with roles.enter(role, dropout=how.dropout) as spec:
+            if spec.head is None:
+                raise RuntimeError(f"role {role!r} has no head")
+            scores = score_rows(roles.model, [rows[i] for i in chunk], spec.head, layout=how.layout)
+            terms = loss(scores.view(-1, unit), entries)
+            mask = torch.ones(len(entries), dtype=torch.bool, device=scores.device)
+            total = _total(terms.loss, weights[entries], mask, entries, names)
+            total.backward()
+        sums.add(terms, mask, total)
+    return sums
+
+
+def _total(loss: Tensor, weights: Tensor, mask: Tensor, rows: list[int], names: Sequence[str]) -> Tensor:
+    total = (loss * weights.to(loss.device)).sum()
+    if not bool(torch.isfinite(total)):
+        bad = ~torch.isfinite(loss) & (mask if loss.ndim == mask.ndim else mask.any(-1))
+        at = bad.any(-1) if bad.ndim > 1 else bad
+        guilty = [names[rows[i]] if names else f"row {rows[i]}" for i in at.nonzero().flatten().tolist()]
+        raise NumericsError(
+            "the loss is not finite; stopped before the optimizer step",
+            where=", ".join(guilty[:8]) or "in the sum over the batch",
+            why="a NaN or infinity in the model's output; the weights before this step are unharmed",
+            remedy="look at these rows, lower learning_rate, or set compute_dtype: float32; continue from the last checkpoint",
+        )
+    return total
+
+
+def clip_and_step(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], max_norm: float | None, what: str
+) -> float:
+    """Clip the gradient of one role to `max_norm` (0 or None: no clipping), step, clear; returns the norm before clipping.
+
+    Raises:
+        NumericsError: a gradient that is not finite; the step is not taken.
+    """
+    limit = max_norm if max_norm else float("inf")
+    norm = float(nn.utils.clip_grad_norm_(parameters.values(), limit))
+    if norm != norm or norm == float("inf"):
+        raise NumericsError(
+            f"the gradient of the {what} is not finite (norm {norm}); stopped before the optimizer step",
+            why="some product in the backward pass overflowed",
+            remedy="lower learning_rate or set compute_dtype: float32; continue from the last checkpoint",
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
