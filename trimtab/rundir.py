@@ -664,18 +664,24 @@ def free_name(path: Path) -> Path:
     return candidate
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: written beside it, flushed to the disk, renamed over it."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write under; the file is flushed to the disk and takes `path`'s place."""
     temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file as a whole."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Plots, tables and summaries of run folders, from their files alone."""
