@@ -74,7 +74,7 @@ class Session:
 
 def load_text_side(config: Any) -> tuple[Any, templates.Template]:
     """The tokenizer and the chat template of a file."""
-    tokenizer = load_tokenizer(resolve_model(config), trust_remote_code=config.trust_remote_code)
+    tokenizer = load_tokenizer(resolve_model(config), config)
     template = templates.get(
         config.template, tokenizer, default_system=config.default_system, enable_thinking=config.enable_thinking
     )
