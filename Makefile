@@ -2,7 +2,7 @@
 
 # A Python 3.11 or newer, and the torch build to install (anything pip takes), for example
 #     make demo PYTHON=python3.12
-#     make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#     make demo TORCH="torch==2.13.0 --index-url ADDRESS"      with the address that pytorch.org gives for your build
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # More arguments for pytest, for example  make test ARGS="tests/ops -x"
