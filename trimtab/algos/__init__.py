@@ -21,15 +21,9 @@ ALGORITHMS = Registry(
     "stage",
     [
         Row(name="pt", target="trimtab.algos.sft:Sft", help="pre-training: plain text, every token a label"),
-        Row(
-            name="sft", target="trimtab.algos.sft:Sft", help="supervised fine-tuning: imitate the answers of a data set"
-        ),
+        Row(name="sft", target="trimtab.algos.sft:Sft", help="supervised fine-tuning: imitate given answers"),
         Row(name="rm", target="trimtab.algos.rm:RewardModel", help="reward model: learn a score from pairs of answers"),
-        Row(
-            name="ppo",
-            target="trimtab.algos.ppo:Ppo",
-            help="proximal policy optimisation against a reward, with a critic",
-        ),
+        Row(name="ppo", target="trimtab.algos.ppo:Ppo", help="proximal policy optimisation: a reward, with a critic"),
     ],
 )
 

@@ -1,11 +1,12 @@
 """Proximal policy optimisation of a language model against a reward, with a critic. Read from the top.
 
-**Sampled.** For each prompt the policy writes `group_size` completions. Each is scored once, when it is complete. Three
-numbers are kept for every token: its log-probability under the policy that wrote it (`logp_old`), its log-probability under
-the reference, which is the policy as it was when the run began (`logp_ref`), and the critic's value of the state before it.
+**Sampled.** For each prompt the policy writes `group_size` completions. Each is scored once, when it is complete.
+Three numbers are kept for every token: its log-probability under the policy that wrote it (`logp_old`), its
+log-probability under the reference, which is the policy as it was when the run began (`logp_ref`), and the critic's
+value of the state before it.
 
-**Credited** (`credit`, once per rollout batch, no gradients). The reward of a token is what the policy pays for leaving the
-reference there, and the last token also receives the score; GAE turns rewards and values into advantages:
+**Credited** (`credit`, once per rollout batch, no gradients). The reward of a token is what the policy pays for
+leaving the reference there, and the last token also receives the score; GAE turns rewards and values into advantages:
 
     R[t] = -beta (logp_old - logp_ref)[t] + score 1[t = last]
     delta[t] = R[t] + gamma V[t+1] - V[t],    A[t] = delta[t] + gamma lambda A[t+1],    returns = A + V
@@ -20,18 +21,21 @@ rho = exp(logp - logp_old):
 both as means over the tokens of a minibatch. The two roles have a backward pass and a gradient clip each.
 
 **Assumed.** The policy samples from its whole distribution at the rollout temperature (no top-k, no top-p: with them
-`logp_old` would not be the probability of what was drawn), and every log-probability above is taken at that temperature.
+`logp_old` would not be the probability of what was drawn), and every log-probability above is taken at that
+temperature.
 
-Schulman et al. (1707.06347); for language models Ziegler et al. (1909.08593) and Stiennon et al. (2009.01325). Details with
-sources, what each metric means, signs of failure: docs/algorithms/ppo.md.
+Schulman et al. (1707.06347); for language models Ziegler et al. (1909.08593) and Stiennon et al. (2009.01325).
+Details with sources, what each metric means, signs of failure: docs/algorithms/ppo.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from trimtab.algos import Needs
 from trimtab.ops.advantages import gae, shaped_rewards
@@ -39,29 +43,17 @@ from trimtab.ops.kl import Estimator, adapt_kl_coef, estimate, k1, k3
 from trimtab.ops.losses import ppo_policy_loss, value_loss
 from trimtab.ops.masked import Reduce, alone, masked_mean, masked_sum, masked_var, whiten, zero_padding
 from trimtab.ops.stats import explained_variance
-from trimtab.types import LossTerms, RolloutBatch
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
-    from trimtab.types import Scores
+from trimtab.types import LossTerms, RolloutBatch, Scores
 
 Placement = Literal["reward", "loss"]
 
 CONVERGES_TO: dict[tuple[Placement, Estimator], str] = {
-    ("reward", "k1"): "pi* proportional to pi_ref exp(reward / beta), the KL-regularised optimum",
-    ("reward", "k2"): "a distribution other than pi_ref exp(reward / beta): as a value k2 is biased",
-    (
-        "reward",
-        "k3",
-    ): "a distribution other than pi_ref exp(reward / beta): k3 is an unbiased value, but its own gradient is lost",
-    ("loss", "k1"): "the argmax of the reward: the expected gradient of k1 is 0, so nothing holds the policy back",
-    (
-        "loss",
-        "k2",
-    ): "pi_ref exp(reward / (beta sigma)) for one-token answers, sigma the std that whitening divides by; myopic beyond",
-    ("loss", "k3"): "the forward-KL optimum: another distribution than pi_ref exp(reward / beta) at the same beta",
+    ("reward", "k1"): "pi* proportional to pi_ref exp(reward / beta)",
+    ("reward", "k2"): "a wrong distribution, not pi_ref exp(reward / beta): k2 is biased as a value",
+    ("reward", "k3"): "a wrong distribution, not pi_ref exp(reward / beta): the gradient of k3 itself is lost",
+    ("loss", "k1"): "the argmax of the reward: the expected gradient of k1 is 0, so nothing holds the policy",
+    ("loss", "k2"): "pi_ref exp(reward / beta) for one-step problems, and is myopic for sequences",
+    ("loss", "k3"): "the forward-KL optimum: another distribution than pi_ref exp(reward / beta)",
 }
 """What a run drifts to, by where the KL penalty is put and how it is estimated (docs/algorithms/ppo.md, detail 4)."""
 
@@ -74,14 +66,15 @@ class Ppo:
         group_size: completions per prompt.
         epochs: passes over each rollout batch (`ppo_epochs`).
         kl_coef: beta at the start.
-        kl_target, kl_horizon: KL per completion that the controller holds, and over how many completions; None = beta is fixed.
-        kl_placement, kl_estimator: where the penalty is put, and which estimate of it.
+        kl_target: KL per completion that the controller holds; None = beta is fixed.
+        kl_horizon: over how many completions the controller moves beta.
+        kl_placement, kl_estimator: where the KL penalty is put, and which estimate of it.
         gamma, gae_lambda: of GAE.
-        clip_low, clip_high: the ratio stays within [1 - low, 1 + high].
+        clip_low, clip_high: a ratio outside [1 - low, 1 + high] is clipped.
         clip_range_value: eps_v in units of the running standard deviation of the scores; None = off.
-        vf_coef: weight of the critic's loss.
-        entropy_coef: weight of the entropy bonus.
-        whiten_advantages, whiten_rewards: advantages to mean 0 and std 1; per-token rewards to std 1, mean kept.
+        vf_coef, entropy_coef: weights of the critic's loss and of the entropy bonus.
+        whiten_advantages: advantages to mean 0 and std 1, over the tokens of the rollout batch.
+        whiten_rewards: per-token rewards to std 1, their mean kept.
     """
 
     kind: ClassVar[Literal["online"]] = "online"
@@ -135,7 +128,8 @@ class Ppo:
 
         Needs `logp_ref` and `values`. All moments are taken here, before anything is split into minibatches.
         """
-        assert batch.logp_ref is not None and batch.values is not None
+        assert batch.logp_ref is not None, "PPO needs the reference's log-probabilities"
+        assert batch.values is not None, "PPO needs the critic's values"
         mask = batch.mask
         kl_in_reward = batch.kl_coef if self.kl_placement == "reward" else 0.0
         rewards = shaped_rewards(batch.logp_old, batch.logp_ref, batch.score, mask, kl_in_reward, self.kl_estimator)
@@ -165,22 +159,23 @@ class Ppo:
 
     def policy_loss(self, scores: Scores, batch: RolloutBatch) -> LossTerms:
         """The clipped surrogate of each token, less the entropy bonus, plus the KL where it is placed in the loss."""
-        assert batch.advantages is not None and batch.logp_ref is not None
+        assert batch.advantages is not None, "credit comes before the loss"
         logp, logp_old = zero_padding(scores.logp, batch.mask), zero_padding(batch.logp_old, batch.mask)
         surrogate, clipped = ppo_policy_loss(logp, logp_old, batch.advantages, self.clip_low, self.clip_high)
         loss = surrogate
         if self.kl_placement == "loss":
+            assert batch.logp_ref is not None, "PPO needs the reference's log-probabilities"
             logp_ref = zero_padding(batch.logp_ref, batch.mask)
             loss = loss + batch.kl_coef * estimate(logp, logp_ref, self.kl_estimator)
         if self.entropy_coef:  # never as 0 x entropy: a backward pass through the entropy is not free
             loss = loss - self.entropy_coef * zero_padding(scores.entropy, batch.mask)
 
-        ratio = torch.exp(logp.detach() - logp_old)
+        ratio = zero_padding(torch.exp(logp.detach() - logp_old), batch.mask)
         return LossTerms(
             loss=loss,
             means={
                 "policy_loss": surrogate.detach(),
-                "entropy": scores.entropy.detach(),
+                "entropy": zero_padding(scores.entropy.detach(), batch.mask),
                 "approx_kl": k3(logp_old, logp.detach()),  # rho - 1 - log rho: how far this update has moved
                 "clip_fraction": clipped.to(ratio.dtype),
                 "ratio_mean": ratio,
@@ -190,7 +185,8 @@ class Ppo:
 
     def value_loss(self, values: Float[Tensor, "b t"], batch: RolloutBatch) -> LossTerms:
         """The critic's clipped squared error at each token, times `vf_coef`."""
-        assert batch.values is not None and batch.returns is not None
+        assert batch.values is not None, "PPO needs the critic's values"
+        assert batch.returns is not None, "credit comes before the loss"
         eps = None if self.clip_range_value is None else self.clip_range_value * batch.score_std
         values, values_old = zero_padding(values, batch.mask), zero_padding(batch.values, batch.mask)
         loss, clipped = value_loss(values, values_old, batch.returns, eps)
@@ -210,5 +206,7 @@ class Ppo:
         beta = f"beta {self.kl_coef:g}"
         if self.kl_target is not None:
             beta += f" at first, adapted to hold a KL of {self.kl_target:g} nats per completion"
-        converges = CONVERGES_TO[self.kl_placement, self.kl_estimator]
-        return f"KL penalty {self.kl_estimator} in the {self.kl_placement}, {beta}: converges to {converges}"
+        limit = CONVERGES_TO[self.kl_placement, self.kl_estimator]
+        if self.kl_placement == "loss" and self.whiten_advantages:
+            limit += "; whitening makes beta count as beta x std of the advantages"
+        return f"KL penalty {self.kl_estimator} in the {self.kl_placement}, {beta}: converges to {limit}"

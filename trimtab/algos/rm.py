@@ -3,8 +3,8 @@
     loss = -log sigmoid(r_w - r_l - margin) + c (r_w + r_l)^2, mean over pairs
 
 r = head(hidden state at the answer's end marker): the one read-out that every later use of the model repeats. Only
-differences of scores are learnt; their common level is settled after training, by folding the mean score of the reference
-answers into the head's bias.
+differences of scores are learnt; their common level is settled after training, by folding the mean score of the
+reference answers into the head's bias.
 
 Details with sources, and what each metric means: docs/algorithms/rm.md.
 """
@@ -12,22 +12,21 @@ Details with sources, and what each metric means: docs/algorithms/rm.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
 
 from trimtab.ops.losses import bradley_terry
-from trimtab.types import LossTerms
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
-
-    from trimtab.types import PairBatch
+from trimtab.types import LossTerms, PairBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardModel:
-    """Attributes:
-    center_coef: c, how strongly the two scores of a pair are drawn to sum to 0; 0 = off.
+    """Bradley-Terry on pairs.
+
+    Attributes:
+        center_coef: c, how strongly the two scores of a pair are drawn to sum to 0; 0 = off.
     """
 
     kind: ClassVar[Literal["offline"]] = "offline"

@@ -2,8 +2,8 @@
 
     loss = sum of -log p(token) over the trained tokens / number of trained tokens, in the whole optimizer step
 
-What is trained on is settled before this file: in sft the answers with their end markers, in pt every token. What is left
-is a negative log-likelihood, and a denominator that no micro-batch size can move (`ops/reduction.py`, "token").
+What is trained on is settled before this file: in sft the answers with their end markers, in pt every token. What is
+left is a negative log-likelihood, and a denominator that no micro-batch size can move (`ops/reduction.py`, "token").
 
 Details with sources, and what each metric means: docs/algorithms/sft.md.
 """
@@ -11,14 +11,11 @@ Details with sources, and what each metric means: docs/algorithms/sft.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from trimtab.ops.losses import nll
 from trimtab.ops.masked import zero_padding
-from trimtab.types import LossTerms
-
-if TYPE_CHECKING:
-    from trimtab.types import Scores, TokenBatch
+from trimtab.types import LossTerms, Scores, TokenBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +35,7 @@ class Sft:
         """-log p of each trained token `[b t]`."""
         return LossTerms(
             loss=zero_padding(nll(scores.logp), batch.mask),
-            means={"entropy": scores.entropy.detach()},
+            means={"entropy": zero_padding(scores.entropy.detach(), batch.mask)},
         )
 
     def describe(self) -> str:

@@ -1,21 +1,17 @@
 """From a score per completion to an advantage per token.
 
-Shapes: b completions, t scored tokens padded on the right. `values[t]` is the value of the state *before* token t; the value
-beyond a completion's last token is 0, also when the length limit cut it. Padding of every result is 0.
+Shapes: b completions, t scored tokens padded on the right. `values[t]` is the value of the state *before* token t;
+the value beyond a completion's last token is 0, also when the length limit cut it. Padding of every result is 0.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from trimtab.ops.kl import Estimator, estimate
 from trimtab.ops.masked import is_last, zero_padding
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
-    from torch import Tensor
 
 
 def shaped_rewards(
@@ -28,8 +24,9 @@ def shaped_rewards(
 ) -> Float[Tensor, "b t"]:
     """R[t] = -beta k[t] + score 1[t = last]: the KL is paid token by token, the score arrives with the last token.
 
-    Source: Stiennon et al. (2009.01325), equation 2. `logp` are those of the policy that sampled; with k1 the rewards of a
-    completion sum to score - beta log(pi / pi_ref), whose maximiser is pi_ref exp(score / beta) up to a constant.
+    Source: Stiennon et al. (2009.01325), equation 2. `logp` are those of the policy that sampled; with k1 the rewards
+    of a completion sum to score - beta log(pi / pi_ref), whose maximiser is pi_ref exp(score / beta) up to a
+    constant.
     """
     penalty = zero_padding(-kl_coef * estimate(logp, logp_ref, estimator), mask)
     return penalty + score.unsqueeze(-1) * is_last(mask).to(score.dtype)

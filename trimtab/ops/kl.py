@@ -7,19 +7,18 @@ Shapes: b completions, t scored tokens. With l = logp - logp_ref on tokens drawn
     k2 = l^2 / 2            as a value: biased, low variance          as a loss: gradient of KL(pi || pi_ref)
     k3 = exp(-l) - 1 + l    as a value: unbiased, never negative      as a loss: gradient of KL(pi_ref || pi)
 
-The last column is why the place of the penalty (reward or loss) and the estimator must be chosen together: the pair decides
-which distribution a run converges to. tests/ops/test_kl.py derives each entry by enumerating a three-token softmax.
+The last column is why the place of the penalty (reward or loss) and the estimator must be chosen together: the pair
+decides which distribution a run converges to. tests/ops/test_kl.py derives each entry by enumerating a three-token
+softmax.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-    from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor
 
 Estimator = Literal["k1", "k2", "k3"]
 
@@ -46,7 +45,7 @@ def estimate(logp: Float[Tensor, "b t"], logp_ref: Float[Tensor, "b t"], estimat
 
 
 def adapt_kl_coef(coef: float, kl: float, target: float, n: int, horizon: float) -> float:
-    """beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon): the proportional controller of Ziegler et al. (1909.08593).
+    """beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon): the controller of Ziegler et al. (1909.08593).
 
     Args:
         coef: beta of the batch just seen.

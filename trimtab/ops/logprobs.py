@@ -6,8 +6,9 @@ Shapes: s scored positions, d hidden size, v vocabulary, c rows of a chunk.
     logp[i] = z[i, target] - logsumexp(z[i])
     entropy[i] = logsumexp(z[i]) - sum_j p[i, j] z[i, j]      with p = softmax(z)
 
-The logits of a batch are by far its largest array: 8 answers of 256 tokens with 150,000 words are 1.2 GB in float32, and
-autograd would keep several of them. Here at most c x v numbers live at any time, forward and backward. The gradients:
+The logits of a batch are by far its largest array: 8 answers of 256 tokens with 150,000 words are 1.2 GB in float32,
+and autograd would keep several of them. Here at most c x v numbers live at any time, forward and backward. The
+gradients:
 
     d logp[i] / d z[i, j] = 1[j = target] - p[i, j]
     d entropy[i] / d z[i, j] = -p[i, j] (log p[i, j] + entropy[i])
@@ -17,14 +18,12 @@ Products run in the dtype of `hidden`; the softmax and all sums in float32 (floa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 
 def logprobs_and_entropy(
@@ -36,13 +35,15 @@ def logprobs_and_entropy(
     bias: Float[Tensor, " v"] | None = None,
     chunk: int = 256,
 ) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
-    """Log-probability of each target and entropy of each distribution, at the given temperature, in float32 or float64.
+    """Log-probability of each target, and entropy of each distribution, at the given temperature.
 
-    Both are differentiable in `hidden`, `weight` and `bias`, once. An entropy that no loss uses costs nothing in the
-    backward pass. Memory: O(chunk x v), and a `[s d]` array between forward and backward.
+    Both come wide (float32, or float64), and are differentiable once, in `hidden`, `weight` and `bias`. An entropy
+    that no loss uses costs nothing in the backward pass. Memory: O(chunk x v), and a `[s d]` array until the backward
+    pass.
     """
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
-    logp, entropy = _LogprobsAndEntropy.apply(hidden, weight, bias, targets, temperature, chunk, learns)  # type: ignore[no-untyped-call]
+    function = _LogprobsAndEntropy.apply
+    logp, entropy = function(hidden, weight, bias, targets, temperature, chunk, learns)  # type: ignore[no-untyped-call]
     return logp, entropy
 
 
@@ -75,8 +76,9 @@ class _LogprobsAndEntropy(torch.autograd.Function):
     """Chunked forward and backward.
 
     In the usual case (LoRA: only `hidden` wants a gradient) the forward pass, which holds p anyway, also computes the
-    gradient of each logp with respect to its own hidden state, `unit [s d]`; the backward pass is then one product per row
-    and no logits are computed twice. A gradient for the head, or through the entropy, recomputes them chunk by chunk.
+    gradient of each logp with respect to its own hidden state, `unit [s d]`; the backward pass is then one product
+    per row and no logits are computed twice. A gradient for the head, or through the entropy, recomputes them chunk
+    by chunk.
     """
 
     @staticmethod

@@ -5,14 +5,10 @@ Shapes: b completions or pairs, t scored tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 from torch.nn.functional import logsigmoid
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
-    from torch import Tensor
 
 
 def nll(logp: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
@@ -29,8 +25,8 @@ def bradley_terry(
     """-log sigmoid(r_w - r_l - margin) + c (r_w + r_l)^2, one number per pair.
 
     The first term is the negative log-likelihood of the preference under Bradley and Terry (1952), as in Ouyang et al.
-    (2203.02155), equation 1, with the margin of Llama 2 (2307.09288), equation 2. It sees differences only, so the scores
-    may drift together; the second term, of Eisenstein et al. (2312.09244), ties their sum to 0.
+    (2203.02155), equation 1, with the margin of Llama 2 (2307.09288), equation 2. It sees differences only, so the
+    scores may drift together; the second term, of Eisenstein et al. (2312.09244), ties their sum to 0.
     """
     return -logsigmoid(chosen - rejected - margin) + center_coef * (chosen + rejected) ** 2
 
@@ -42,10 +38,11 @@ def ppo_policy_loss(
     low: float,
     high: float,
 ) -> tuple[Float[Tensor, "b t"], Bool[Tensor, "b t"]]:
-    """max(-A rho, -A clip(rho, 1 - low, 1 + high)) with rho = exp(logp - logp_old). Schulman et al. (1707.06347), equation 7.
+    """max(-A rho, -A clip(rho, 1 - low, 1 + high)) with rho = exp(logp - logp_old).
 
-    The maximum of two losses is the more pessimistic one: a ratio that has already moved the way the advantage points, past
-    its bound, earns nothing more, while one that moved the wrong way is always pulled back.
+    Schulman et al. (1707.06347), equation 7, as a loss. The larger of the two is the more pessimistic one: a ratio that
+    has already moved the way the advantage points, past its bound, earns nothing more, while one that moved the wrong
+    way is always pulled back.
 
     Returns the loss, and where the clipped term won: there the gradient is 0.
     """
@@ -63,8 +60,8 @@ def value_loss(
 ) -> tuple[Float[Tensor, "b t"], Bool[Tensor, "b t"]]:
     """1/2 max((v - G)^2, (clip(v, v_old - eps, v_old + eps) - G)^2); `eps` in units of value, None = no clip.
 
-    The value clip of the original PPO code (detail 9 of docs/algorithms/ppo.md): a value that has already moved eps towards
-    its return since the rollout stops there until the next one.
+    The value clip of the original PPO code (detail 9 of docs/algorithms/ppo.md): a value that has already moved eps
+    towards its return since the rollout stops there until the next one.
 
     Returns the loss, and where the clipped term won: there the gradient is 0.
     """

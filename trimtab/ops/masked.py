@@ -2,23 +2,21 @@
 
 Shapes: b rows, t entries in the longest of them, padded on the right; `mask` says which entries are real.
 
-Padding may hold anything, nan included: it is selected away rather than multiplied by zero. Where nothing is real, sums,
-means, variances and whitened values are 0, so that an empty batch gives a finite zero and not 0 / 0.
+Padding may hold anything, nan included: it is selected away rather than multiplied by zero. Where nothing is real,
+sums, means, variances and whitened values are 0, so that an empty batch gives a finite zero and not 0 / 0.
 
-`reduce` adds a tensor of sums over all workers; alone, a process is its own sum. Every figure that describes a batch goes
-through it, so that a result does not depend on how many workers share the batch.
+`reduce` adds a tensor of sums over all workers; alone, a process is its own sum. Every figure that describes a batch
+goes through it, so that a result does not depend on how many workers share the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int
 
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -60,8 +58,9 @@ def whiten(
 ) -> Float[Tensor, "b t"]:
     """(x - mean) / sqrt(var + eps) over the real entries; padding becomes 0.
 
-    `shift_mean=False` adds the mean back: the spread becomes 1 and the mean stays. Rewards are whitened so, because moving
-    the mean of per-token rewards would pay or fine every token for existing (detail 8 of docs/algorithms/ppo.md).
+    `shift_mean=False` adds the mean back: the spread becomes 1 and the mean stays. Rewards are whitened so, because
+    moving the mean of per-token rewards would pay or fine every token for existing (detail 8 of
+    docs/algorithms/ppo.md).
     """
     mean = masked_mean(x, mask, reduce=reduce)
     var = masked_var(x, mask, reduce=reduce)

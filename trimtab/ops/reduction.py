@@ -5,21 +5,19 @@ Shapes: b rows of the *whole optimizer step*, t scored tokens.
     weights = reduction_weights(mask, "token")              once, over the whole step
     loss = sum over micro-batches of (terms.loss * weights[rows]).sum()
 
-Because the denominator is taken before the step is split, the loss and its gradient do not depend on the micro-batch size.
-(A mean per micro-batch, averaged over micro-batches, weighs a token by how short its companions are.)
+Because the denominator is taken before the step is split, the loss and its gradient do not depend on the micro-batch
+size. (A mean per micro-batch, averaged over micro-batches, weighs a token by how short its companions are.)
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trimtab.ops.masked import Reduce, alone
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
 
 Reduction = Literal["token", "sequence", "constant", "row"]
 

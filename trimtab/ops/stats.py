@@ -8,15 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from trimtab.ops.masked import Reduce, alone, masked_var
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
-    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +103,8 @@ def calibration_bins(
 ) -> tuple[CalibrationBin, ...]:
     """Predictions sorted into `bins` equal parts of [low, high]; the top one includes `high`. Empty bins have count 0.
 
-    For a reward model the prediction is "the answer that I prefer is the chosen one": probability sigmoid(|r_w - r_l|),
-    which is never below 0.5, outcome r_w > r_l.
+    For a reward model the prediction is "the answer that I prefer is the chosen one": probability sigmoid(|r_w -
+    r_l|), which is never below 0.5, outcome r_w > r_l.
 
     Raises:
         ValueError: as many probabilities as outcomes are needed.
