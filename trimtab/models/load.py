@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -281,6 +282,13 @@ def load_base(
                 local_files_only=True,
                 output_loading_info=True,
             )
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"the pickled weights in {str(path)!r} hold more than tensors",
+            where=str(path),
+            why="reading them could run code that someone put there",
+            remedy="use a safetensors copy of the model",
+        ) from error
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
         raise ModelError(
             f"transformers cannot load the model in {str(path)!r}",
