@@ -24,18 +24,35 @@ SEEN = [schema for schema in SCHEMAS if schema.name not in HELD_OUT_SCHEMAS]
 UNSEEN = [schema for schema in SCHEMAS if schema.name in HELD_OUT_SCHEMAS]
 TRAINED = [template for name, template in TEMPLATES.items() if name not in HELD_OUT_TEMPLATES]
 KEPT = [template for name, template in TEMPLATES.items() if name in HELD_OUT_TEMPLATES]
-CHINESE = 0.3
+CHINESE = 0.34
 
 # The demo: easy questions on one table, and how often each is asked.
 DEMO = {
-    "where_text": 3, "where_number": 3, "two_columns": 2, "count_text": 2, "count_number": 2, "aggregate": 1, "top_one": 1,
-    "ordered": 1, "distinct": 1, "group_count": 1,
-}  # fmt: skip
-DEMO_TABLES = {"library": "book", "shop": "product", "company": "employee", "hotel": "room", "影院": "电影", "餐馆": "菜"}
+    "where_text": 3,
+    "where_number": 3,
+    "two_columns": 2,
+    "count_text": 2,
+    "count_number": 2,
+    "aggregate": 1,
+    "top_one": 1,
+    "ordered": 1,
+    "distinct": 1,
+    "group_count": 1,
+}
+DEMO_TABLES = {
+    "library": "book",
+    "shop": "product",
+    "company": "employee",
+    "hotel": "room",
+    "影院": "电影",
+    "餐馆": "菜",
+}
 DEMO_CHINESE = 0.2
 
 
-def question(rng: random.Random, schema: Schema, template: Template, *, unseen: str = "", only: str = "", spare: float = 0.3) -> Row:
+def question(
+    rng: random.Random, schema: Schema, template: Template, *, unseen: str = "", only: str = "", spare: float = 0.3
+) -> Row:
     """One row: the tables that the query needs (with chance `spare` one more) and the question, then the SQL.
 
     Args:
@@ -63,6 +80,7 @@ def question(rng: random.Random, schema: Schema, template: Template, *, unseen: 
         "level": template.level,
         "language": schema.language,
         "query": query,
+        **({"unseen": unseen} if unseen else {}),
     }
 
 
@@ -74,7 +92,9 @@ def tables_of(query: Query) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def full_row(rng: random.Random, schemas: list[Schema], templates: list[Template], unseen: tuple[str, ...] = ("",)) -> Row:
+def full_row(
+    rng: random.Random, schemas: list[Schema], templates: list[Template], unseen: tuple[str, ...] = ("",)
+) -> Row:
     while True:
         language = "zh" if rng.random() < CHINESE else "en"
         schema = rng.choice([schema for schema in schemas if schema.language == language])
@@ -190,7 +210,10 @@ def write(folder: Path) -> None:
         write_rows(folder / f"{name}.json", rows)
         info[name] = {"file_name": f"{name}.json"}
         if "chosen" in rows[0]:
-            info[name] |= {"ranking": True, "columns": {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}}
+            info[name] |= {
+                "ranking": True,
+                "columns": {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"},
+            }
     (folder / "dataset_info.json").write_text(
         json.dumps(info, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", newline="\n"
     )

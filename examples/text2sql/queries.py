@@ -53,7 +53,10 @@ class Query:
 
     @property
     def sql(self) -> str:
-        parts = ["SELECT " + ("DISTINCT " if self.distinct else "") + ", ".join(map(str, self.select)), f"FROM {self.table}"]
+        parts = [
+            "SELECT " + ("DISTINCT " if self.distinct else "") + ", ".join(map(str, self.select)),
+            f"FROM {self.table}",
+        ]
         parts += [f"JOIN {table} ON {on}" for table, on in self.joins]
         if self.where:
             parts.append("WHERE " + f" {self.connective} ".join(map(str, self.where)))
@@ -130,15 +133,27 @@ def dropped_condition(rng: random.Random, query: Query, schema: Schema) -> str |
 def wrong_operator(rng: random.Random, query: Query, schema: Schema) -> str | None:
     """A comparison is turned round, loosened or negated."""
     turned = {
-        ">": ["<", ">=", "="], "<": [">", "<=", "="], ">=": [">", "<="], "<=": ["<", ">="], "=": ["!="],
-        "IN": ["NOT IN"], "NOT IN": ["IN"], "BETWEEN": ["NOT BETWEEN"], "LIKE": ["NOT LIKE", "="],
-        "IS NULL": ["IS NOT NULL"], "IS NOT NULL": ["IS NULL"],
-    }  # fmt: skip
+        ">": ["<", ">=", "="],
+        "<": [">", "<=", "="],
+        ">=": [">", "<="],
+        "<=": ["<", ">="],
+        "=": ["!="],
+        "IN": ["NOT IN"],
+        "NOT IN": ["IN"],
+        "BETWEEN": ["NOT BETWEEN"],
+        "LIKE": ["NOT LIKE", "="],
+        "IS NULL": ["IS NOT NULL"],
+        "IS NOT NULL": ["IS NULL"],
+    }
     if query.where:
         i = rng.randrange(len(query.where))
         wrong = replace(query.where[i], op=rng.choice(turned[query.where[i].op]))
         return replace(query, where=(*query.where[:i], wrong, *query.where[i + 1 :])).sql
-    return replace(query, having=replace(query.having, op=rng.choice(turned[query.having.op]))).sql if query.having else None
+    return (
+        replace(query, having=replace(query.having, op=rng.choice(turned[query.having.op]))).sql
+        if query.having
+        else None
+    )
 
 
 def wrong_connective(rng: random.Random, query: Query, schema: Schema) -> str | None:
@@ -244,17 +259,36 @@ def chatter(rng: random.Random, query: Query, schema: Schema) -> str | None:
     sql = query.sql
     if schema.language == "zh":
         return rng.choice([f"{sql};\n这条语句查询{query.table}表。", f"答案是: {sql};", f"{sql};\n希望对你有帮助!"])
-    after = [f"This query reads the {query.table} table.", "I hope this helps!", "Explanation: it selects what you asked for."]
+    after = [
+        f"This query reads the {query.table} table.",
+        "I hope this helps!",
+        "Explanation: it selects what you asked for.",
+    ]
     before = ["Sure! Here is the query: ", "You can use this query: "]
     return rng.choice([f"{sql};\n{rng.choice(after)}", f"{rng.choice(before)}{sql};"])
 
 
 MISTAKES: tuple[tuple[Mistake, int], ...] = (
-    (wrong_column, 3), (wrong_filter_column, 3), (wrong_aggregate, 3), (dropped_condition, 2), (wrong_operator, 3),
-    (wrong_connective, 2), (wrong_literal, 2), (missing_distinct, 3), (missing_order, 2), (flipped_order, 2), (wrong_limit, 2),
-    (missing_group, 2), (wrong_table, 2), (missing_join, 3), (truncated, 2), (extra_condition, 1), (broken_syntax, 2),
-    (repeated_clause, 2), (chatter, 3),
-)  # fmt: skip
+    (wrong_column, 3),
+    (wrong_filter_column, 3),
+    (wrong_aggregate, 3),
+    (dropped_condition, 2),
+    (wrong_operator, 3),
+    (wrong_connective, 2),
+    (wrong_literal, 2),
+    (missing_distinct, 3),
+    (missing_order, 2),
+    (flipped_order, 2),
+    (wrong_limit, 2),
+    (missing_group, 2),
+    (wrong_table, 2),
+    (missing_join, 3),
+    (truncated, 2),
+    (extra_condition, 1),
+    (broken_syntax, 2),
+    (repeated_clause, 2),
+    (chatter, 3),
+)
 
 
 def spoil(rng: random.Random, query: Query, schema: Schema) -> tuple[str, str]:

@@ -17,7 +17,12 @@ from schemas import HELD_OUT_YEARS, YEARS, Column, Schema, Table, plural
 HELD_OUT_TEMPLATES = ("where_or", "group_top", "join_aggregate", "max_in_group", "latest", "sum_per_group")
 
 COMPARE = {
-    "en": {">": ["above", "over", "more than"], "<": ["below", "under", "less than"], ">=": ["at least"], "<=": ["at most"]},
+    "en": {
+        ">": ["above", "over", "more than"],
+        "<": ["below", "under", "less than"],
+        ">=": ["at least"],
+        "<=": ["at most"],
+    },
     "zh": {">": ["大于", "高于", "超过"], "<": ["小于", "低于"], ">=": ["不小于"], "<=": ["不大于"]},
 }
 AGGREGATES = {
@@ -57,7 +62,11 @@ class Draw:
     def shown(self, table: Table, *but: Column) -> Column:
         """A column worth asking for: the row's name more often than not."""
         names = [c for c in table.columns if c.kind == "name" and c not in but]
-        return names[0] if names and self.rng.random() < 0.5 else self.column(table, "name", "text", "num", "date", but=but)
+        return (
+            names[0]
+            if names and self.rng.random() < 0.5
+            else self.column(table, "name", "text", "num", "date", but=but)
+        )
 
     def literal(self, column: Column) -> str:
         return self.pick(column.literals(held_out=self.held_out))
@@ -110,7 +119,10 @@ class Template:
     literal: bool  # has it a value that a held-out question can vary?
 
     def phrasings(self, language: str, *, held_out: bool) -> tuple[str, ...]:
+        """What one side of the split may say; a held-out template has but one side."""
         phrases = self.en if language == "en" else self.zh
+        if self.name in HELD_OUT_TEMPLATES:
+            return phrases
         return phrases[-1:] if held_out else phrases[:-1]
 
 
@@ -151,52 +163,80 @@ COUNT = Item(column="*", agg="COUNT")
 
 @template(
     "easy",
-    ["What is the {c} of the {t} called {v}?", "Show the {c} of the {t} whose {k} is {v}.", "Give me {c} for {t} {v}.",
-     "Look up {v} among the {ts} and tell me its {c}."],
+    [
+        "What is the {c} of the {t} called {v}?",
+        "Show the {c} of the {t} whose {k} is {v}.",
+        "Give me {c} for {t} {v}.",
+        "Look up {v} among the {ts} and tell me its {c}.",
+    ],
     ["{k}为{v}的{t}的{c}是什么?", "查询{t}{v}的{c}。", "请告诉我{t}中{v}对应的{c}。"],
-)  # fmt: skip
+)
 def lookup(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("name")
     key = draw.column(table, "name")
     column = draw.column(table, "text", "num", "date", but=(key,))
     value, predicate = draw.equal(key)
-    return fields(table, c=column, k=key, v=value), Query(select=select(column.name), table=table.name, where=(predicate,))
+    return fields(table, c=column, k=key, v=value), Query(
+        select=select(column.name), table=table.name, where=(predicate,)
+    )
 
 
 @template(
     "easy",
-    ["Show the {c} of {ts} whose {k} is {v}.", "List the {c} of every {t} with {k} {v}.", "{c} of {ts} where {k} is {v}",
-     "Which {ts} have {k} {v}? Give the {c}.", "Find each {t} that has {v} as its {k} and return the {c}."],
-    ["查询{k}为{v}的{t}的{c}。", "列出{k}是{v}的{t}的{c}。", "{k}等于{v}的{t}有哪些{c}?", "把{t}里{k}属于{v}的{c}都找出来。"],
-)  # fmt: skip
+    [
+        "Show the {c} of {ts} whose {k} is {v}.",
+        "List the {c} of every {t} with {k} {v}.",
+        "{c} of {ts} where {k} is {v}",
+        "Which {ts} have {k} {v}? Give the {c}.",
+        "Find each {t} that has {v} as its {k} and return the {c}.",
+    ],
+    [
+        "查询{k}为{v}的{t}的{c}。",
+        "列出{k}是{v}的{t}的{c}。",
+        "{k}等于{v}的{t}有哪些{c}?",
+        "把{t}里{k}属于{v}的{c}都找出来。",
+    ],
+)
 def where_text(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text")
     key = draw.column(table, "text")
     column = draw.shown(table, key)
     value, predicate = draw.equal(key)
-    return fields(table, c=column, k=key, v=value), Query(select=select(column.name), table=table.name, where=(predicate,))
+    return fields(table, c=column, k=key, v=value), Query(
+        select=select(column.name), table=table.name, where=(predicate,)
+    )
 
 
 @template(
     "easy",
-    ["Show the {c} of {ts} with {n} {v}.", "List the {c} of {ts} whose {n} is {v}.", "Which {ts} have {n} {v}? Give the {c}.",
-     "For {n} {v}, return the {c} of the {ts}."],
+    [
+        "Show the {c} of {ts} with {n} {v}.",
+        "List the {c} of {ts} whose {n} is {v}.",
+        "Which {ts} have {n} {v}? Give the {c}.",
+        "For {n} {v}, return the {c} of the {ts}.",
+    ],
     ["查询{n}{v}的{t}的{c}。", "列出{n}{v}的{t}的{c}。", "{n}{v}的{t}有哪些?给出{c}。", "找出{t}中{n}{v}者,返回{c}。"],
-)  # fmt: skip
+)
 def where_number(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num")
     key = draw.column(table, "num")
     column = draw.shown(table, key)
     words, predicate = draw.compare(key)
-    return fields(table, c=column, n=key, v=words), Query(select=select(column.name), table=table.name, where=(predicate,))
+    return fields(table, c=column, n=key, v=words), Query(
+        select=select(column.name), table=table.name, where=(predicate,)
+    )
 
 
 @template(
     "easy",
-    ["Show the {c} and {d} of {ts} whose {k} is {v}.", "List {c} and {d} for {ts} with {k} {v}.",
-     "Give both the {c} and the {d} of each {t} where {k} is {v}.", "Which {c} and {d} belong to {ts} with {v} as {k}?"],
+    [
+        "Show the {c} and {d} of {ts} whose {k} is {v}.",
+        "List {c} and {d} for {ts} with {k} {v}.",
+        "Give both the {c} and the {d} of each {t} where {k} is {v}.",
+        "Which {c} and {d} belong to {ts} with {v} as {k}?",
+    ],
     ["查询{k}为{v}的{t}的{c}和{d}。", "列出{k}是{v}的{t}的{c}与{d}。", "{t}中{k}属于{v}的,给出{c}及{d}。"],
-)  # fmt: skip
+)
 def two_columns(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text")
     key = draw.column(table, "text")
@@ -209,10 +249,14 @@ def two_columns(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "easy",
-    ["How many {ts} have {k} {v}?", "Count the {ts} whose {k} is {v}.", "Number of {ts} with {k} {v}",
-     "Tell me how many of the {ts} are {v} by {k}."],
+    [
+        "How many {ts} have {k} {v}?",
+        "Count the {ts} whose {k} is {v}.",
+        "Number of {ts} with {k} {v}",
+        "Tell me how many of the {ts} are {v} by {k}.",
+    ],
     ["{k}为{v}的{t}有多少?", "统计{k}是{v}的{t}数量。", "有几个{t}的{k}属于{v}?"],
-)  # fmt: skip
+)
 def count_text(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text")
     key = draw.column(table, "text")
@@ -222,10 +266,14 @@ def count_text(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "easy",
-    ["How many {ts} have {n} {v}?", "Count the {ts} whose {n} is {v}.", "Number of {ts} with {n} {v}",
-     "With {n} {v}, how many {ts} are there?"],
+    [
+        "How many {ts} have {n} {v}?",
+        "Count the {ts} whose {n} is {v}.",
+        "Number of {ts} with {n} {v}",
+        "With {n} {v}, how many {ts} are there?",
+    ],
     ["{n}{v}的{t}有多少?", "统计{n}{v}的{t}数量。", "有几个{t}的{n}{v}?"],
-)  # fmt: skip
+)
 def count_number(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num")
     key = draw.column(table, "num")
@@ -235,11 +283,15 @@ def count_number(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "easy",
-    ["What is the {a} {n} of all {ts}?", "Find the {a} {n} among the {ts}.", "{a} {n} of the {ts}",
-     "Across every {t}, which is the {a} {n}?"],
+    [
+        "What is the {a} {n} of all {ts}?",
+        "Find the {a} {n} among the {ts}.",
+        "{a} {n} of the {ts}",
+        "Across every {t}, which is the {a} {n}?",
+    ],
     ["{t}的{a}{n}是多少?", "查询{t}的{a}{n}。", "所有{t}里{a}{n}为多少?"],
     literal=False,
-)  # fmt: skip
+)
 def aggregate(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num")
     key = draw.column(table, "num")
@@ -249,10 +301,14 @@ def aggregate(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "easy",
-    ["What is the {a} {n} of {ts} whose {k} is {v}?", "Find the {a} {n} of {ts} with {k} {v}.",
-     "{a} {n} where {k} is {v}, over all {ts}", "Among the {v} {ts} by {k}, what is the {a} {n}?"],
+    [
+        "What is the {a} {n} of {ts} whose {k} is {v}?",
+        "Find the {a} {n} of {ts} with {k} {v}.",
+        "{a} {n} where {k} is {v}, over all {ts}",
+        "Among the {v} {ts} by {k}, what is the {a} {n}?",
+    ],
     ["{k}为{v}的{t}的{a}{n}是多少?", "查询{k}是{v}的{t}的{a}{n}。", "在{k}属于{v}的{t}里,{a}{n}为多少?"],
-)  # fmt: skip
+)
 def aggregate_where(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num", "text")
     key, number = draw.column(table, "text"), draw.column(table, "num")
@@ -264,11 +320,15 @@ def aggregate_where(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "easy",
-    ["Which {t} has the {a} {n}? Give the {c}.", "Show the {c} of the {t} with the {a} {n}.",
-     "What is the {c} of the {t} that has the {a} {n}?", "Order by {n} and return only the {c} of the {t} with the {a} one."],
+    [
+        "Which {t} has the {a} {n}? Give the {c}.",
+        "Show the {c} of the {t} with the {a} {n}.",
+        "What is the {c} of the {t} that has the {a} {n}?",
+        "Order by {n} and return only the {c} of the {t} with the {a} one.",
+    ],
     ["{n}{a}的{t}的{c}是什么?", "查询{n}{a}的{t}的{c}。", "哪个{t}的{n}{a}?给出{c}。"],
     literal=False,
-)  # fmt: skip
+)
 def top_one(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num", "name")
     key = draw.column(table, "num")
@@ -280,26 +340,36 @@ def top_one(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "easy",
-    ["Show the {c} of the {x} {ts} with the {a} {n}.", "List the {c} of the top {x} {ts} by {a} {n}.",
-     "Which {x} {ts} have the {a} {n}? Give the {c}.", "Return {x} {ts} by {c}, those of {a} {n} first."],
+    [
+        "Show the {c} of the {x} {ts} with the {a} {n}.",
+        "List the {c} of the top {x} {ts} by {a} {n}.",
+        "Which {x} {ts} have the {a} {n}? Give the {c}.",
+        "Return {x} {ts} by {c}, those of {a} {n} first.",
+    ],
     ["查询{n}{a}的{x}个{t}的{c}。", "列出{n}{a}的前{x}个{t}的{c}。", "按{n}取{a}的{x}个{t},给出{c}。"],
-)  # fmt: skip
+)
 def top_few(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num", "name")
     key = draw.column(table, "num")
     column, limit = draw.shown(table, key), draw.count()
     words, name = draw.aggregate("MAX", "MIN")
-    query = Query(select=select(column.name), table=table.name, order=(Item(column=key.name), name == "MAX"), limit=limit)
+    query = Query(
+        select=select(column.name), table=table.name, order=(Item(column=key.name), name == "MAX"), limit=limit
+    )
     return fields(table, c=column, n=key, a=words, x=limit), query
 
 
 @template(
     "easy",
-    ["List the {c} of all {ts} sorted by {k} {way}.", "Show every {c} of the {ts} ordered by {k} {way}.",
-     "{c} of all {ts}, by {k} {way}", "Sort the {ts} by {k} {way} and show the {c}."],
+    [
+        "List the {c} of all {ts} sorted by {k} {way}.",
+        "Show every {c} of the {ts} ordered by {k} {way}.",
+        "{c} of all {ts}, by {k} {way}",
+        "Sort the {ts} by {k} {way} and show the {c}.",
+    ],
     ["列出所有{t}的{c},按{k}{way}排列。", "查询{t}的{c},按{k}{way}排序。", "请把{t}以{k}{way}排好,返回{c}。"],
     literal=False,
-)  # fmt: skip
+)
 def ordered(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num")
     key = draw.column(table, "num", "date")
@@ -311,11 +381,15 @@ def ordered(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "easy",
-    ["What different {ks} are there among the {ts}?", "List the distinct {ks} of the {ts}.", "Show all unique {ks} of {ts}.",
-     "Name every {k} that occurs among the {ts}, once each."],
+    [
+        "What different {ks} are there among the {ts}?",
+        "List the distinct {ks} of the {ts}.",
+        "Show all unique {ks} of {ts}.",
+        "Name every {k} that occurs among the {ts}, once each.",
+    ],
     ["{t}有哪些不同的{k}?", "列出{t}的所有{k},不要重复。", "把{t}里出现过的{k}去重后列出。"],
     literal=False,
-)  # fmt: skip
+)
 def distinct(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text")
     key = draw.column(table, "text", "date", "num")
@@ -324,11 +398,15 @@ def distinct(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "easy",
-    ["How many {ts} are there for each {k}?", "Count the {ts} by {k}.", "Show each {k} with its number of {ts}.",
-     "Per {k}, tell me the count of {ts}."],
+    [
+        "How many {ts} are there for each {k}?",
+        "Count the {ts} by {k}.",
+        "Show each {k} with its number of {ts}.",
+        "Per {k}, tell me the count of {ts}.",
+    ],
     ["每个{k}有多少{t}?", "按{k}统计{t}数量。", "各{k}分别有几个{t}?"],
     literal=False,
-)  # fmt: skip
+)
 def group_count(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text")
     key = draw.column(table, "text")
@@ -340,11 +418,15 @@ def group_count(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["What is the {a} {n} of {ts} for each {k}?", "Show the {a} {n} of the {ts} by {k}.", "{a} {n} per {k} of the {ts}",
-     "Group the {ts} by {k} and give the {a} {n} of each group."],
+    [
+        "What is the {a} {n} of {ts} for each {k}?",
+        "Show the {a} {n} of the {ts} by {k}.",
+        "{a} {n} per {k} of the {ts}",
+        "Group the {ts} by {k} and give the {a} {n} of each group.",
+    ],
     ["每个{k}的{t}的{a}{n}是多少?", "按{k}查询{t}的{a}{n}。", "将{t}按{k}分组,求{a}{n}。"],
     literal=False,
-)  # fmt: skip
+)
 def group_aggregate(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text", "num")
     key, number = draw.column(table, "text"), draw.column(table, "num")
@@ -355,9 +437,12 @@ def group_aggregate(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["Show the total {n} of {ts} per {k}, only where {m} is {v}.", "For each {k}, what is the total {n} of {ts} with {m} {v}?"],
+    [
+        "Show the total {n} of {ts} per {k}, only where {m} is {v}.",
+        "For each {k}, what is the total {n} of {ts} with {m} {v}?",
+    ],
     ["按{k}统计{m}{v}的{t}的总{n}。", "在{m}{v}的{t}中,每个{k}的总{n}是多少?"],
-)  # fmt: skip
+)
 def sum_per_group(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text", "num")
     key, number = draw.column(table, "text"), draw.column(table, "num")
@@ -370,10 +455,18 @@ def sum_per_group(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["Show the {c} of {ts} with {k} {v} and {n} {w}.", "List the {c} of {ts} whose {k} is {v} and whose {n} is {w}.",
-     "Which {v} {ts} by {k} have {n} {w}? Give the {c}.", "Return {c} for {ts} meeting both: {k} {v}, {n} {w}."],
-    ["查询{k}为{v}且{n}{w}的{t}的{c}。", "列出{k}是{v}并且{n}{w}的{t}的{c}。", "{t}里同时满足{k}属于{v}、{n}{w}的,给出{c}。"],
-)  # fmt: skip
+    [
+        "Show the {c} of {ts} with {k} {v} and {n} {w}.",
+        "List the {c} of {ts} whose {k} is {v} and whose {n} is {w}.",
+        "Which {v} {ts} by {k} have {n} {w}? Give the {c}.",
+        "Return {c} for {ts} meeting both: {k} {v}, {n} {w}.",
+    ],
+    [
+        "查询{k}为{v}且{n}{w}的{t}的{c}。",
+        "列出{k}是{v}并且{n}{w}的{t}的{c}。",
+        "{t}里同时满足{k}属于{v}、{n}{w}的,给出{c}。",
+    ],
+)
 def where_and(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text", "num")
     key, number = draw.column(table, "text"), draw.column(table, "num")
@@ -396,10 +489,13 @@ def where_or(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["Show the {c} of {ts} whose {k} is {v} or {w}.", "List the {c} of {ts} with {k} in {v} and {w}.",
-     "For the {ks} {v} and {w}, return the {c} of the {ts}."],
+    [
+        "Show the {c} of {ts} whose {k} is {v} or {w}.",
+        "List the {c} of {ts} with {k} in {v} and {w}.",
+        "For the {ks} {v} and {w}, return the {c} of the {ts}.",
+    ],
     ["查询{k}为{v}或{w}的{t}的{c}。", "列出{k}是{v}、{w}之一的{t}的{c}。", "{t}中{k}在{v}和{w}之内的{c}有哪些?"],
-)  # fmt: skip
+)
 def where_in(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text")
     key = draw.column(table, "text")
@@ -413,15 +509,19 @@ def where_in(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["Show the {c} of {ts} with {n} between {v} and {w}.", "List the {c} of {ts} whose {n} is from {v} to {w}.",
-     "Which {ts} have {n} between {v} and {w}? Give the {c}.", "Return the {c} of {ts} having {n} in the range {v} to {w}."],
+    [
+        "Show the {c} of {ts} with {n} between {v} and {w}.",
+        "List the {c} of {ts} whose {n} is from {v} to {w}.",
+        "Which {ts} have {n} between {v} and {w}? Give the {c}.",
+        "Return the {c} of {ts} having {n} in the range {v} to {w}.",
+    ],
     ["查询{n}在{v}到{w}之间的{t}的{c}。", "列出{n}介于{v}和{w}之间的{t}的{c}。", "{n}从{v}至{w}的{t}有哪些{c}?"],
-)  # fmt: skip
+)
 def where_between(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num")
     key = draw.column(table, "num")
     column = draw.shown(table, key)
-    low, high = sorted((int(v) for v in draw.rng.sample(key.literals(held_out=draw.held_out), 2)))
+    low, high = sorted(int(v) for v in draw.rng.sample(key.literals(held_out=draw.held_out), 2))
     predicate = Predicate(left=key.name, op="BETWEEN", right=f"{low} AND {high}")
     return fields(table, c=column, n=key, v=low, w=high), Query(
         select=select(column.name), table=table.name, where=(predicate,)
@@ -430,26 +530,35 @@ def where_between(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["Show the {c} of {ts} whose {k} starts with {v}.", "List the {c} of {ts} with a {k} beginning with {v}.",
-     "Return the {c} where the {t} {k} has the prefix {v}."],
+    [
+        "Show the {c} of {ts} whose {k} starts with {v}.",
+        "List the {c} of {ts} with a {k} beginning with {v}.",
+        "Return the {c} where the {t} {k} has the prefix {v}.",
+    ],
     ["查询{k}以{v}开头的{t}的{c}。", "列出{k}开头是{v}的{t}的{c}。", "{t}中{k}的第一个字为{v}的,给出{c}。"],
-)  # fmt: skip
+)
 def where_like(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("name")
     key = draw.column(table, "name")
     column = draw.shown(table, key)
     start = draw.literal(key)[0]
     predicate = Predicate(left=key.name, op="LIKE", right=f"'{start}%'")
-    return fields(table, c=column, k=key, v=start), Query(select=select(column.name), table=table.name, where=(predicate,))
+    return fields(table, c=column, k=key, v=start), Query(
+        select=select(column.name), table=table.name, where=(predicate,)
+    )
 
 
 @template(
     "medium",
-    ["Show the {c} of {ts} that have no {k}.", "List the {c} of {ts} whose {k} is missing.",
-     "Which {ts} lack a {k}? Give the {c}.", "Return the {c} of {ts} with the {k} left empty."],
+    [
+        "Show the {c} of {ts} that have no {k}.",
+        "List the {c} of {ts} whose {k} is missing.",
+        "Which {ts} lack a {k}? Give the {c}.",
+        "Return the {c} of {ts} with the {k} left empty.",
+    ],
     ["查询没有{k}的{t}的{c}。", "列出{k}为空的{t}的{c}。", "{t}中缺少{k}的{c}有哪些?"],
     literal=False,
-)  # fmt: skip
+)
 def where_null(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("name")
     key = draw.column(table, "text", "num", "date")
@@ -460,23 +569,32 @@ def where_null(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["Which {ks} have more than {x} {ts}?", "List each {k} with more than {x} {ts}.", "Show the {ks} that have over {x} {ts}.",
-     "Find the {ks} shared by more than {x} {ts}."],
+    [
+        "Which {ks} have more than {x} {ts}?",
+        "List each {k} with more than {x} {ts}.",
+        "Show the {ks} that have over {x} {ts}.",
+        "Find the {ks} shared by more than {x} {ts}.",
+    ],
     ["哪些{k}的{t}超过{x}个?", "列出{t}数量大于{x}的{k}。", "有{x}个以上{t}的{k}是哪些?"],
-)  # fmt: skip
+)
 def having_count(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text")
     key, count = draw.column(table, "text"), draw.count()
     having = Predicate(left=str(COUNT), op=">", right=str(count))
-    return fields(table, k=key, x=count), Query(select=select(key.name), table=table.name, group=key.name, having=having)
+    return fields(table, k=key, x=count), Query(
+        select=select(key.name), table=table.name, group=key.name, having=having
+    )
 
 
 @template(
     "medium",
-    ["Which {ks} have an average {n} {v} among the {ts}?", "List each {k} of {ts} whose average {n} is {v}.",
-     "Show the {ks} where the {ts} have a mean {n} {v}."],
+    [
+        "Which {ks} have an average {n} {v} among the {ts}?",
+        "List each {k} of {ts} whose average {n} is {v}.",
+        "Show the {ks} where the {ts} have a mean {n} {v}.",
+    ],
     ["{t}的平均{n}{v}的{k}有哪些?", "列出平均{n}{v}的{t}{k}。", "哪些{k}的{t}平均{n}{v}?"],
-)  # fmt: skip
+)
 def having_average(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text", "num")
     key, number = draw.column(table, "text"), draw.column(table, "num")
@@ -501,10 +619,13 @@ def group_top(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["How many different {ks} do {ts} with {n} {v} have?", "Count the distinct {ks} of {ts} with {n} {v}.",
-     "Among {ts} whose {n} is {v}, how many unique {ks} occur?"],
+    [
+        "How many different {ks} do {ts} with {n} {v} have?",
+        "Count the distinct {ks} of {ts} with {n} {v}.",
+        "Among {ts} whose {n} is {v}, how many unique {ks} occur?",
+    ],
     ["{n}{v}的{t}有多少种不同的{k}?", "统计{n}{v}的{t}的不同{k}数。", "在{n}{v}的{t}里,共出现几种{k}?"],
-)  # fmt: skip
+)
 def count_distinct(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("text", "num")
     key, number = draw.column(table, "text"), draw.column(table, "num")
@@ -518,25 +639,35 @@ def count_distinct(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["Show the {c} of {ts} with {d} after {v}.", "List the {c} of {ts} whose {d} is later than {v}.",
-     "Which {ts} have a {d} after {v}? Give the {c}.", "From {v} on, that day excluded, which {c} do the {ts} by {d} have?"],
+    [
+        "Show the {c} of {ts} with {d} after {v}.",
+        "List the {c} of {ts} whose {d} is later than {v}.",
+        "Which {ts} have a {d} after {v}? Give the {c}.",
+        "From {v} on, that day excluded, which {c} do the {ts} by {d} have?",
+    ],
     ["查询{d}在{v}之后的{t}的{c}。", "列出{d}晚于{v}的{t}的{c}。", "{t}中{d}比{v}更晚的,给出{c}。"],
-)  # fmt: skip
+)
 def date_after(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("date")
     key = draw.column(table, "date")
     column = draw.shown(table, key)
     value, equal = draw.equal(key)
     predicate = Predicate(left=key.name, op=">", right=equal.right, choices=equal.choices)
-    return fields(table, c=column, d=key, v=value), Query(select=select(column.name), table=table.name, where=(predicate,))
+    return fields(table, c=column, d=key, v=value), Query(
+        select=select(column.name), table=table.name, where=(predicate,)
+    )
 
 
 @template(
     "medium",
-    ["How many {ts} have a {d} before {v}?", "Count the {ts} whose {d} is earlier than {v}.",
-     "Number of {ts} with {d} before {v}", "Until {v}, that day excluded, how many {ts} by {d} were there?"],
+    [
+        "How many {ts} have a {d} before {v}?",
+        "Count the {ts} whose {d} is earlier than {v}.",
+        "Number of {ts} with {d} before {v}",
+        "Until {v}, that day excluded, how many {ts} by {d} were there?",
+    ],
     ["{d}在{v}之前的{t}有多少?", "统计{d}早于{v}的{t}数量。", "有几个{t}的{d}比{v}更早?"],
-)  # fmt: skip
+)
 def count_before(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("date")
     key = draw.column(table, "date")
@@ -547,7 +678,11 @@ def count_before(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "hard",
-    ["How many {ts} have a {d} in {y}?", "Count the {ts} whose {d} is in the year {y}.", "In {y}, how many {ts} by {d}?"],
+    [
+        "How many {ts} have a {d} in {y}?",
+        "Count the {ts} whose {d} is in the year {y}.",
+        "In {y}, how many {ts} by {d}?",
+    ],
     ["{d}在{y}年的{t}有多少?", "统计{y}年{d}的{t}数量。", "{y}年之内按{d}有几个{t}?"],
 )
 def count_in_year(draw: Draw) -> tuple[Fields, Query]:
@@ -573,11 +708,14 @@ def count_per_year(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "medium",
-    ["Show the {c} of {ts} whose {d} is after today.", "Which {ts} have a {d} in the future? Give the {c}.",
-     "Return the {c} of {ts} with a {d} that is still to come."],
+    [
+        "Show the {c} of {ts} whose {d} is after today.",
+        "Which {ts} have a {d} in the future? Give the {c}.",
+        "Return the {c} of {ts} with a {d} that is still to come.",
+    ],
     ["查询{d}在今天之后的{t}的{c}。", "列出{d}晚于今天的{t}的{c}。", "{t}中{d}还没到的,给出{c}。"],
     literal=False,
-)  # fmt: skip
+)
 def after_today(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("date")
     key = draw.column(table, "date")
@@ -604,10 +742,13 @@ def latest(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "hard",
-    ["Show the {c} of {ts} whose {p} has {k} {v}.", "List the {c} of {ts} of a {p} with {k} {v}.",
-     "For {ps} with {k} {v}, return the {c} of their {ts}."],
+    [
+        "Show the {c} of {ts} whose {p} has {k} {v}.",
+        "List the {c} of {ts} of a {p} with {k} {v}.",
+        "For {ps} with {k} {v}, return the {c} of their {ts}.",
+    ],
     ["查询{p}的{k}为{v}的{t}的{c}。", "列出所属{p}{k}是{v}的{t}的{c}。", "{k}属于{v}的{p}有哪些{t}?给出{c}。"],
-)  # fmt: skip
+)
 def join_where(draw: Draw) -> tuple[Fields, Query]:
     table, parent, on = draw.child()
     column = draw.shown(table)
@@ -621,24 +762,32 @@ def join_where(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "hard",
-    ["Show the {c} of each {t} together with the {k} of its {p}.", "List {t} {c} and {p} {k} for all {ts}.",
-     "For every {t}, return its {c} and its {p}'s {k}."],
+    [
+        "Show the {c} of each {t} together with the {k} of its {p}.",
+        "List {t} {c} and {p} {k} for all {ts}.",
+        "For every {t}, return its {c} and its {p}'s {k}.",
+    ],
     ["查询每个{t}的{c}及其{p}的{k}。", "列出所有{t}的{c}和所属{p}的{k}。", "把{t}的{c}与对应{p}的{k}一起给出。"],
     literal=False,
-)  # fmt: skip
+)
 def join_columns(draw: Draw) -> tuple[Fields, Query]:
     table, parent, on = draw.child()
     column, key = draw.shown(table), draw.column(parent, "name", "text", "num")
     chosen = select(f"{table.name}.{column.name}", f"{parent.name}.{key.name}")
-    return fields(table, c=column, p=parent.noun, k=key), Query(select=chosen, table=table.name, joins=((parent.name, on),))
+    return fields(table, c=column, p=parent.noun, k=key), Query(
+        select=chosen, table=table.name, joins=((parent.name, on),)
+    )
 
 
 @template(
     "hard",
-    ["How many {ts} have a {p} with {k} {v}?", "Count the {ts} whose {p} has {k} {v}.",
-     "For {ps} of {k} {v}, what is the number of {ts}?"],
+    [
+        "How many {ts} have a {p} with {k} {v}?",
+        "Count the {ts} whose {p} has {k} {v}.",
+        "For {ps} of {k} {v}, what is the number of {ts}?",
+    ],
     ["{p}的{k}为{v}的{t}有多少?", "统计所属{p}{k}是{v}的{t}数量。", "{k}属于{v}的{p}共有几个{t}?"],
-)  # fmt: skip
+)
 def join_count(draw: Draw) -> tuple[Fields, Query]:
     table, parent, on = draw.child()
     key = draw.column(parent, "name", "text")
@@ -649,7 +798,11 @@ def join_count(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "hard",
-    ["Show each {p} {k} with its number of {ts}.", "How many {ts} are there for each {p} {k}?", "Per {p} {k}, count the {ts}."],
+    [
+        "Show each {p} {k} with its number of {ts}.",
+        "How many {ts} are there for each {p} {k}?",
+        "Per {p} {k}, count the {ts}.",
+    ],
     ["查询每个{p}{k}的{t}数量。", "按{p}的{k}统计{t}数量。", "各{p}{k}分别有几个{t}?"],
     literal=False,
 )
@@ -678,29 +831,38 @@ def join_aggregate(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "hard",
-    ["Show the {k} of the {p} whose {t} has the {a} {n}.", "Which {p} has the {t} with the {a} {n}? Give the {k}.",
-     "Take the {t} of {a} {n} and return the {k} of its {p}."],
+    [
+        "Show the {k} of the {p} whose {t} has the {a} {n}.",
+        "Which {p} has the {t} with the {a} {n}? Give the {k}.",
+        "Take the {t} of {a} {n} and return the {k} of its {p}.",
+    ],
     ["查询{n}{a}的{t}所属{p}的{k}。", "{n}{a}的{t}属于哪个{p}?给出{k}。", "先找{n}{a}的{t},再返回其{p}的{k}。"],
     literal=False,
-)  # fmt: skip
+)
 def join_top(draw: Draw) -> tuple[Fields, Query]:
     table, parent, on = draw.child()
     number, key = draw.column(table, "num"), draw.column(parent, "name", "text")
     words, name = draw.aggregate("MAX", "MIN")
     query = Query(
-        select=select(f"{parent.name}.{key.name}"), table=table.name, joins=((parent.name, on),),
-        order=(Item(column=f"{table.name}.{number.name}"), name == "MAX"), limit=1,
-    )  # fmt: skip
+        select=select(f"{parent.name}.{key.name}"),
+        table=table.name,
+        joins=((parent.name, on),),
+        order=(Item(column=f"{table.name}.{number.name}"), name == "MAX"),
+        limit=1,
+    )
     return fields(table, p=parent.noun, k=key, n=number, a=words), query
 
 
 @template(
     "hard",
-    ["Show the {c} of {ts} with {n} above the average.", "Which {ts} have a {n} higher than the average? Give the {c}.",
-     "Return the {c} of {ts} whose {n} exceeds the mean {n}."],
+    [
+        "Show the {c} of {ts} with {n} above the average.",
+        "Which {ts} have a {n} higher than the average? Give the {c}.",
+        "Return the {c} of {ts} whose {n} exceeds the mean {n}.",
+    ],
     ["查询{n}高于平均值的{t}的{c}。", "列出{n}超过平均{n}的{t}的{c}。", "{t}中{n}比平均水平高的,给出{c}。"],
     literal=False,
-)  # fmt: skip
+)
 def above_average(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num")
     number = draw.column(table, "num")
@@ -712,11 +874,14 @@ def above_average(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "hard",
-    ["Show the {c} of {ps} that have no {t}.", "Which {ps} have no {ts}? Give the {c}.",
-     "Return the {c} of each {p} without a single {t}."],
+    [
+        "Show the {c} of {ps} that have no {t}.",
+        "Which {ps} have no {ts}? Give the {c}.",
+        "Return the {c} of each {p} without a single {t}.",
+    ],
     ["查询没有{t}的{p}的{c}。", "哪些{p}没有{t}?给出{c}。", "一个{t}都没有的{p},返回{c}。"],
     literal=False,
-)  # fmt: skip
+)
 def without_child(draw: Draw) -> tuple[Fields, Query]:
     table, parent, on = draw.child()
     reference, key = on.split(" = ")[0].split(".")[1], parent.columns[0].name
@@ -728,28 +893,31 @@ def without_child(draw: Draw) -> tuple[Fields, Query]:
 
 @template(
     "hard",
-    ["Show the {c} of {ps} that have a {t} with {n} {v}.", "Which {ps} have {ts} with {n} {v}? Give the {c}.",
-     "Return the {c} of each {p} owning some {t} whose {n} is {v}."],
+    [
+        "Show the {c} of {ps} that have a {t} with {n} {v}.",
+        "Which {ps} have {ts} with {n} {v}? Give the {c}.",
+        "Return the {c} of each {p} owning some {t} whose {n} is {v}.",
+    ],
     ["查询有{n}{v}的{t}的{p}的{c}。", "哪些{p}有{n}{v}的{t}?给出{c}。", "至少有一个{t}{n}{v}的{p},返回{c}。"],
-)  # fmt: skip
+)
 def with_child(draw: Draw) -> tuple[Fields, Query]:
     table, parent, on = draw.child()
     reference, key = on.split(" = ")[0].split(".")[1], parent.columns[0].name
     column, number = draw.shown(parent), draw.column(table, "num")
     words, compared = draw.compare(number)
     inner = Query(select=select(reference), table=table.name, where=(compared,))
-    query = Query(
-        select=select(column.name), table=parent.name, where=(Predicate(left=key, op="IN", right=inner),)
-    )  # fmt: skip
+    query = Query(select=select(column.name), table=parent.name, where=(Predicate(left=key, op="IN", right=inner),))
     return fields(table, p=parent.noun, ps=parent.plural, c=column, n=number, v=words), query
 
 
 @template(
     "hard",
-    ["Among {ts} with {k} {v}, show the {c} of those with the highest {n} of that {k}.",
-     "Which {ts} have the highest {n} of all with {k} {v}? Give the {c}."],
+    [
+        "Among {ts} with {k} {v}, show the {c} of those with the highest {n} of that {k}.",
+        "Which {ts} have the highest {n} of all with {k} {v}? Give the {c}.",
+    ],
     ["查询{n}等于{k}为{v}的{t}的最高{n}的{t}的{c}。", "{n}达到{k}是{v}的{t}中最高值的{t},给出{c}。"],
-)  # fmt: skip
+)
 def max_in_group(draw: Draw) -> tuple[Fields, Query]:
     table = draw.table("num", "text")
     number, key = draw.column(table, "num"), draw.column(table, "text")
@@ -758,5 +926,5 @@ def max_in_group(draw: Draw) -> tuple[Fields, Query]:
     inner = Query(select=(Item(column=number.name, agg="MAX"),), table=table.name, where=(equal,))
     query = Query(
         select=select(column.name), table=table.name, where=(Predicate(left=number.name, op="=", right=inner),)
-    )  # fmt: skip
+    )
     return fields(table, c=column, n=number, k=key, v=value), query

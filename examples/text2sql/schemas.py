@@ -88,13 +88,13 @@ def plural(noun: str) -> str:
 
 
 VALUES = {
-    "person": "Alice Bruno Carla David Elena Frank Grace Henry Irene Jonas Karen Louis Maria Nadia Oscar Paula".split(),
-    "title": "Sunrise,Blue River,The Garden,Old Harbor,Winter Light,Silver Road,Night Train,Stone Bridge,Open Sky,Red Door".split(","),
-    "city": "Paris London Berlin Madrid Rome Oslo Vienna Lisbon Dublin Prague".split(),
-    "country": "France Japan Spain Italy Brazil Canada India Kenya Norway Mexico".split(),
-    "人名": "王芳 李伟 张敏 刘洋 陈静 杨磊 赵娜 黄强 周杰 吴丽".split(),
-    "城市": "北京 上海 广州 杭州 成都 武汉 南京 西安".split(),
-    "书": "红楼梦 西游记 三国演义 水浒传 围城 家 活着 边城".split(),
+    "person": "Alice,Bruno,Carla,David,Elena,Frank,Grace,Henry,Irene,Jonas,Karen,Louis,Maria,Nadia,Oscar,Paula",
+    "title": "Sunrise,Blue River,The Garden,Old Harbor,Winter Light,Silver Road,Night Train,Stone Bridge,Quiet Lake,Red Door",
+    "city": "Paris,London,Berlin,Madrid,Rome,Oslo,Vienna,Lisbon,Dublin,Prague",
+    "country": "France,Japan,Spain,Italy,Brazil,Canada,India,Kenya,Norway,Mexico",
+    "人名": "王芳,李伟,张敏,刘洋,陈静,杨磊,赵娜,黄强,周杰,吴丽",
+    "城市": "北京,上海,广州,杭州,成都,武汉,南京,西安",
+    "书": "红楼梦,西游记,三国演义,水浒传,围城,家,活着,边城",
 }
 
 
@@ -119,7 +119,7 @@ def columns(spec: str) -> tuple[Column, ...]:
         elif mark == ">":
             made.append(Column(name=name, kind="ref", to=rest))
         elif mark:
-            values = tuple(VALUES[rest[1:]] if rest.startswith("@") else rest.split(","))
+            values = tuple((VALUES[rest[1:]] if rest.startswith("@") else rest).split(","))
             made.append(Column(name=name, kind="name" if mark == "=" else "text", values=values))
         else:
             made.append(Column(name=name, kind="id"))
@@ -152,12 +152,12 @@ SCHEMAS = (
     }),
     schema("school", "en", {
         "student": "id; name=@person; club:chess,drama,music,robotics,debate,art,tennis,hiking; age#10..25/1; score#40..100/2",
-        "course": "id; title=Algebra,Biology,Geometry,Grammar,Logic,Physics,Poetry,Statistics; "
+        "course": "id; title=Algebra,Biology,Geometry,Grammar,Logic,History,Poetry,Statistics; "
                   "subject:math,english,science,history,arts,sports,coding; credits#1..12/1",
         "enrollment": "id; student_id>student; course_id>course; enroll_date~",
     }),
     schema("company", "en", {
-        "department": "id; name=Sales,Finance,Research,Support,Legal,Design,Security,Training; city:@city; budget#100..900/20",
+        "department": "id; name=Sales,Finance,Research,Support,Legal,Design,Audit,Training; city:@city; budget#100..900/20",
         "employee": "id; name=@person; job:clerk,engineer,manager,analyst,driver,designer,lawyer,nurse; "
                     "salary#1000..9000/250; hire_date~; department_id>department",
     }),
@@ -178,7 +178,7 @@ SCHEMAS = (
         "visit": "id; doctor_id>doctor; patient_id>patient; visit_date~; cost#20..600/20",
     }),
     schema("hotel", "en", {
-        "hotel": "id; name=Plaza,Grand,Royal,Astoria,Central,Lakeside,Palm,Summit; city:@city; stars#1..10/1",
+        "hotel": "id; name=Plaza,Grand,Royal,Astoria,Central,Lakeside,Ocean,Summit; city:@city; stars#1..10/1",
         "room": "id; code=A1,A2,B1,B2,C1,C2,D1,D2; type:single,double,suite,studio,family,deluxe; price#40..400/10; "
                 "beds#1..8/1; hotel_id>hotel",
     }),
@@ -210,7 +210,8 @@ SCHEMAS = (
         "学生": "编号; 姓名=@人名; 班级:一班,二班,三班,四班,五班,六班; 年龄#6..18/1; 成绩#40..100/2; 入学日期~; 教师编号>教师",
     }),
     schema("影院", "zh", {
-        "电影": "片名=红日,天路,大海,小城,花木兰,白蛇,春天,长江; 类型:喜剧,动作,爱情,战争,科幻,动画,历史; 评分#10..100/5; 年份#1990..2024/1",
+        "电影": "片名=红日,天路,大海,小城,花木兰,白蛇,春天,长江; "
+              "类型:喜剧,动作,爱情,战争,科幻,动画,历史; 评分#10..100/5; 年份#1990..2024/1",
     }),
     schema("餐馆", "zh", {
         "菜": "菜名=豆腐,米饭,面条,汤,鱼,饺子,包子,鸡; 口味:甜,辣,酸,咸,苦,麻,清淡,香; 价格#5..95/5; 销量#10..400/10",

@@ -1,0 +1,47 @@
+"""Evaluations of generated answers: `score(predictions, examples) -> one number in [0, 1] per answer`.
+
+A task's result is the mean of its scores. Each task is one file and one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trimtab.errors import DataError
+from trimtab.registry import Registry, Row
+from trimtab.types import Example
+
+Score = Callable[[list[str], list[Example]], list[float]]
+
+EVALS = Registry(
+    "eval task",
+    [
+        Row(
+            name="exact_match",
+            target="trimtab.evals.exact_match:score",
+            help="the answer is the reference answer, up to spaces and a final semicolon",
+        ),
+        Row(
+            name="sql_match",
+            target="trimtab.evals.sql_match:score",
+            help="the answer's SQL is the reference's, up to spelling (a lower bound on correctness)",
+        ),
+    ],
+)
+
+
+def reference(example: Example) -> str:
+    """The answer to compare with: the row's response, or the chosen answer of a preference row.
+
+    Raises:
+        DataError: the row has neither.
+    """
+    message = example.response or example.chosen
+    if message is None:
+        raise DataError(
+            "a row without a reference answer cannot be evaluated",
+            where=str(example.origin),
+            why="the eval task compares each generated answer with the row's own",
+            remedy="give the row an answer, or leave this eval task out of eval_tasks",
+        )
+    return message.content

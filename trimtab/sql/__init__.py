@@ -1,0 +1,1 @@
+"""SQL as a thing to compare."""
