@@ -93,4 +93,4 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 if __name__ == "__main__":
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
     target.write_text(page(), encoding="utf-8", newline="\n")
-    print(f"wrote {target}")
+    sys.stdout.write(f"wrote {target}\n")

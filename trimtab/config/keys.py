@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from trimtab.config.stages import MODELS
+from trimtab.config.stages import MODELS, StageConfig
 from trimtab.config.training_arguments import TRAINING_ARGUMENTS
 
 State = Literal["acted on", "alias", "ignored", "refused", "removed"]
@@ -203,7 +203,6 @@ IGNORED: list[tuple[str, str, Any, str]] = [
     ("eval_do_concat_batches", "bool", HF, _LOGS),
     ("include_for_metrics", "any", HF, _LOGS),
     ("batch_eval_metrics", "bool", HF, _LOGS),
-    ("save_only_model", "bool", HF, "a checkpoint always holds all that a resume needs"),
     ("save_safetensors", "bool", True, "weights are always written as safetensors"),
     ("enable_jit_checkpoint", "bool", HF, "a killed run resumes from its newest checkpoint"),
     ("restore_callback_states_from_checkpoint", "bool", HF, "a resume always restores all of the state"),
@@ -262,7 +261,6 @@ _OPTIMIZER = "it is another optimizer"
 REFUSED: list[tuple[str, str, Any, str, str]] = [
     ("adapter_folder", "str", None, "adapters are named by their whole path", "adapter_name_or_path: FOLDER/SUBFOLDER"),
     ("resize_vocab", "bool", False, "the base is never changed, its embeddings neither", "resize_vocab: false"),
-    ("split_special_tokens", "bool", False, _TOKENS, "split_special_tokens: false"),
     ("add_tokens", "any", None, _TOKENS, "leave it out"),
     ("add_special_tokens", "any", None, _TOKENS, "leave it out"),
     ("new_special_tokens_config", "any", None, _TOKENS, "leave it out"),
@@ -294,8 +292,6 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
     ("additional_target", "any", None, "modules trained in full beside the adapters are not supported yet",
      "lora_target"),
     ("loraplus_lr_ratio", "float", None, "LoRA+ gives the two factors different learning rates", _LORA),
-    ("use_rslora", "bool", False, "it scales by the root of the rank",
-     "lora_alpha: the alpha you want times the root of the rank"),
     ("use_dora", "bool", False, "it trains magnitudes beside the adapters", _LORA),
     ("pissa_init", "bool", False, "it changes the base, which is never changed here", _LORA),
     ("pissa_convert", "bool", False, "it belongs to pissa_init", _LORA),
@@ -448,6 +444,9 @@ def nullable(annotation: Any) -> bool:
     )
 
 
+_BASE = StageConfig.model_fields
+
+
 def _acted_on() -> dict[str, Key]:
     rows: dict[str, Key] = {}
     for model in MODELS.values():
@@ -459,7 +458,7 @@ def _acted_on() -> dict[str, Key]:
             rows[name] = Key(
                 name=name,
                 kind="pt | sft | rm | ppo" if name == "stage" else kind_of(field.annotation),
-                default=None if field.default is PydanticUndefined else field.default,
+                default=None if field.default is PydanticUndefined else _BASE.get(name, field).default,
                 state="acted on",
                 help=field.description or "",
                 section=str(extra["section"]),

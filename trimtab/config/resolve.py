@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +67,8 @@ def load(
     config = _build(model, values, origins, problems)
     if config is None:
         raise _together(problems, name)
-    config._origins.update({key: entry.where for key, entry in given.items()} | origins)
+    at_default = model.model_fields.keys() - values.keys()  # written as null
+    config._origins.update({key: entry.where for key, entry in given.items() if key not in at_default} | origins)
     config._given.update({key: entry.value for key, entry in given.items()})
     problems.extend(_misfits(config, name))
     if problems:
@@ -75,8 +78,15 @@ def load(
 
 
 def _together(problems: list[ConfigError], name: str) -> ConfigError:
+    """One error of them all, those with a line number first, in the order of the file."""
     if len(problems) == 1:
         return problems[0]
+
+    def line(problem: ConfigError) -> float:
+        found = re.search(r":(\d+): ", problem.where)
+        return int(found.group(1)) if found else math.inf
+
+    problems = sorted(problems, key=line)
     return ConfigError(f"{len(problems)} mistakes in {name}\n" + "\n".join(map(str, problems)))
 
 
@@ -313,7 +323,7 @@ def _build(
 ) -> StageConfig | None:
     """The model of these values, or None with every wrong value reported."""
     good = {name: value for name, value in values.items() if (name, str(value)) not in REFUSED_VALUES}
-    for name in values.keys() - good.keys():
+    for name in (name for name in values if name not in good):
         why, instead = REFUSED_VALUES[name, str(values[name])]
         problems.append(
             ConfigError(
@@ -411,10 +421,6 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
             "interleave_probs", f"{len(config.interleave_probs)} shares for {len(config.dataset)} data sets",
             "each data set of `dataset` has a share", "write one number per data set",
         )  # fmt: skip
-    if config.max_steps == 0 or config.max_steps < -1:
-        wrong("max_steps", f"{config.max_steps} steps", "a run needs a step", "-1 (by num_train_epochs), or at least 1")
-    if config.create_new_adapter and not config.adapter_name_or_path and config.do_train:
-        wrong("create_new_adapter", "without an adapter below", "there is none to stack on", "set adapter_name_or_path")
     if isinstance(config, PpoConfig):
         if config.reward_model is None:
             missing("reward_model", "FOLDER (output_dir of a run with stage rm)", "stage ppo")

@@ -128,7 +128,7 @@ class StageConfig(BaseModel):
     )
     use_cpu: bool = key("Model", False, "stay on the CPU even where there is a GPU")
     gradient_checkpointing: bool | None = key(
-        "Model", None, "recompute activations in the backward pass; null: where memory asks for it", stages=TRAINING
+        "Model", None, "recompute activations in the backward pass: less memory, same gradients", stages=TRAINING
     )
 
     finetuning_type: Literal["lora"] = key("LoRA", "lora", "what is trained: low-rank adapters")
@@ -138,6 +138,7 @@ class StageConfig(BaseModel):
     lora_alpha: Count = key(
         "LoRA", lambda d: 2 * d["lora_rank"], "scale numerator; null: twice the rank", stages=TRAINING
     )
+    use_rslora: bool = key("LoRA", False, "scale by alpha over the root of the rank", stages=TRAINING)
     lora_dropout: BelowOne = key("LoRA", 0.0, "dropout before the adapters", stages=("pt", "sft"))
     lora_target: Names = key(
         "LoRA", ("all",), "names of linear layers that get adapters; all: every one", stages=TRAINING
@@ -146,8 +147,9 @@ class StageConfig(BaseModel):
     template: Text | None = key("Data", None, "chat template by name; null or auto: the tokenizer's own")
     default_system: Text | None = key("Data", None, "system message of rows that have none; null: the template's")
     enable_thinking: bool = key("Data", True, "qwen3: an empty thought before answers without one is trained on")
+    split_special_tokens: bool = key("Data", False, "special tokens written inside messages are plain text")
     dataset: Names = key("Data", (), "data sets to train on, by their names in dataset_info.json")
-    eval_dataset: Names = key("Data", (), "held-out data sets; instead of val_size")
+    eval_dataset: Names = key("Data", (), "held-out data sets, in place of val_size")
     dataset_dir: Text | dict[str, Any] = key(
         "Data", "data", "folder of dataset_info.json, ONLINE, or the mapping itself"
     )
@@ -171,7 +173,7 @@ class StageConfig(BaseModel):
     num_train_epochs: Positive = key(
         "Optimisation", 3.0, "passes over the data, unless max_steps is set", stages=TRAINING
     )
-    max_steps: Integer = key("Optimisation", -1, "steps in all; above 0 it overrides num_train_epochs", stages=TRAINING)
+    max_steps: Integer = key("Optimisation", -1, "steps in all; 0 or less: by num_train_epochs", stages=TRAINING)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
         key("Optimisation", "linear", "course of the learning rate after the warm-up", stages=TRAINING)
     )
@@ -202,6 +204,9 @@ class StageConfig(BaseModel):
         "Logging and evaluation", 500.0, "steps between checkpoints; below 1 a share", stages=TRAINING
     )
     save_total_limit: Count | None = key("Logging and evaluation", None, "checkpoints kept; null: all", stages=TRAINING)
+    save_only_model: bool = key(
+        "Logging and evaluation", False, "checkpoints of the weights alone, which cannot be resumed", stages=TRAINING
+    )
     eval_strategy: Interval = key("Logging and evaluation", "no", "when to evaluate the held-out rows", stages=TRAINING)
     eval_steps: Positive | None = key(
         "Logging and evaluation",

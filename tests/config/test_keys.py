@@ -1,0 +1,209 @@
+"""The key table: every key has a state, a type and a help; every one behaves as its state says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.config import StageConfig, dump_resolved, explain, load
+from trimtab.config.document import PAGE, page
+from trimtab.config.keys import ALIASES, IGNORED, KEYS, OFF, REFUSED, REFUSED_VALUES, REMOVED, SETTERS, Key
+from trimtab.config.stages import EVERYWHERE, MODELS, STAGES
+from trimtab.config.training_arguments import TRAINING_ARGUMENTS, TRANSFORMERS_VERSION
+from trimtab.errors import ConfigError
+
+pytestmark = pytest.mark.contract
+
+_MUST: dict[str, dict[str, Any]] = {
+    "pt": {"dataset": "d", "output_dir": "o", "do_train": True},
+    "sft": {"dataset": "d", "output_dir": "o", "do_train": True},
+    "rm": {"dataset": "d", "output_dir": "o", "do_train": True},
+    "ppo": {"dataset": "d", "output_dir": "o", "do_train": True, "reward_model": "r"},
+    "infer": {"dataset": "d", "output_dir": "o"},
+}
+
+
+def _minimal(kind: str) -> dict[str, Any]:
+    return {"model_name_or_path": "m", **_MUST[kind], **({} if kind == "infer" else {"stage": kind})}
+
+
+def _sample(key: Key) -> Any:
+    """A value other than the default, of the key's type."""
+    chosen = {
+        "temperature": 0.5,
+        "interleave_probs": [0.25],
+        "eval_strategy": "no",
+        "early_stopping_steps": None,
+        "load_best_model_at_end": False,
+        "val_size": 0.25,
+        "eval_dataset": [],
+        "warmup_ratio": 0.25,
+    }
+    if key.name in chosen:
+        return chosen[key.name]
+    if key.name == "dataset_dir":
+        return {"d": {"file_name": "d.json"}}
+    kinds = key.kind.split(" | ")
+    if kinds == ["bool"]:
+        return not key.default
+    if kinds == ["int"]:
+        return 7
+    if kinds == ["float"]:
+        return 0.25
+    if kinds == ["str"]:
+        return "some/where"
+    if key.kind.startswith("list of str"):
+        return ["a", "b"]
+    return kinds[-1]
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_every_key_has_a_state_a_type_and_a_help() -> None:
+    for name, key in KEYS.items():
+        assert key.name == name
+        assert key.state in ("acted on", "alias", "ignored", "refused", "removed")
+        assert key.kind, name
+        assert len(key.help) > 5, name
+        assert bool(key.stages) == (key.state in ("acted on", "alias")), name
+        assert set(key.stages) <= set(EVERYWHERE), name
+        assert bool(key.instead) == (key.state in ("refused", "alias")), name
+
+
+def test_no_key_stands_twice() -> None:
+    acted_on = [name for name, key in KEYS.items() if key.state == "acted on"]
+    names = [*acted_on, *ALIASES, *(row[0] for row in IGNORED), *(row[0] for row in REFUSED), *REMOVED]
+    assert [name for name in names if names.count(name) > 1] == []
+    assert len(names) == len(KEYS)
+    assert set(OFF) <= {row[0] for row in REFUSED}
+    assert set(SETTERS) <= set(ALIASES)
+    assert {key for key, _ in REFUSED_VALUES} <= set(acted_on)
+
+
+def test_every_field_of_the_training_arguments_is_in_the_table() -> None:
+    assert set(TRAINING_ARGUMENTS) <= set(KEYS)
+    assert len(TRAINING_ARGUMENTS) == 119
+    for name, default in TRAINING_ARGUMENTS.items():
+        key = KEYS[name]
+        if key.state == "acted on" and name not in ("optim", "greater_is_better"):
+            assert (key.default or None) == (default or None), name
+
+
+def test_the_committed_training_arguments_are_those_of_the_installed_version() -> None:
+    import transformers
+
+    if not transformers.__version__.startswith(TRANSFORMERS_VERSION + "."):
+        pytest.skip(f"written for transformers {TRANSFORMERS_VERSION}")
+    installed = {}
+    for field in dataclasses.fields(transformers.Seq2SeqTrainingArguments):
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        installed[field.name] = getattr(default, "value", default)
+    assert installed == TRAINING_ARGUMENTS
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_a_minimal_file_has_the_defaults_of_the_table(kind: str) -> None:
+    config = load(_minimal(kind))
+    assert type(config) is MODELS[kind]
+    assert config.notes == (
+        ("reference: the policy at the start of this stage, adapters included",) if kind == "ppo" else ()
+    )
+    for name in type(config).model_fields:
+        if name not in _minimal(kind) and name not in ("lora_alpha", "kl_coef", "stage"):
+            assert getattr(config, name) == KEYS[name].default, name
+            assert config.origin(name) == "default"
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_every_key_that_is_acted_on_round_trips(kind: str) -> None:
+    for name in MODELS[kind].model_fields:
+        if name in ("stage", "do_train"):
+            continue
+        key = KEYS[name]
+        given = {**_minimal(kind), name: _sample(key)}
+        if name == "interleave_probs":
+            given |= {"dataset": "d", "mix_strategy": "interleave_over"}
+        config = load(given)
+        assert _as_json(getattr(config, name)) == given[name], name
+        assert config.origin(name) == f"argument: {name}"
+        dumped = dump_resolved(config)
+        again = load(dumped)
+        assert dump_resolved(again) == dumped, name
+        assert type(again) is type(config)
+        if key.secret:
+            assert dumped[name] is None
+        # the same from the command line, as text
+        text = given[name]
+        if text is not None and not isinstance(text, (dict, list)):
+            word = f"{name}={str(text).lower() if isinstance(text, bool) else text}"
+            assert getattr(load(_minimal(kind), [word]), name) == text, name
+
+
+@pytest.mark.parametrize("key", [k for k in KEYS.values() if k.state == "ignored"], ids=lambda k: k.name)
+def test_ignored_keys_are_silent_at_their_default_and_told_elsewhere(key: Key) -> None:
+    quiet = load({**_minimal("sft"), key.name: key.default})
+    assert quiet.notes == ()
+    value = {"bool": not key.default, "int": 77, "float": 7.5, "str": "x", "any": {"a": 1}}[key.kind]
+    (note,) = load({**_minimal("sft"), key.name: value}).notes
+    assert note == f"argument: {key.name}: ignored: {key.help}"
+
+
+@pytest.mark.parametrize("key", [k for k in KEYS.values() if k.state == "refused"], ids=lambda k: k.name)
+@pytest.mark.parametrize("stage", STAGES)
+def test_refused_keys_pass_at_their_off_values_and_are_refused_elsewhere(key: Key, stage: str) -> None:
+    for off in (None, key.default, *key.off):
+        config = load({**_minimal(stage), key.name: off})
+        assert dump_resolved(config) == dump_resolved(load(_minimal(stage)))
+    value = {"bool": not key.default, "int": 4, "float": 7.5, "str": "x", "any": {"a": 1}}[key.kind]
+    with pytest.raises(ConfigError) as caught:
+        load({**_minimal(stage), key.name: value})
+    assert caught.value.exit_code == 2
+    assert caught.value.where == f"argument: {key.name}"
+    assert caught.value.why == key.help
+    assert key.instead in caught.value.remedy
+
+
+@pytest.mark.parametrize(("name", "value"), list(REFUSED_VALUES))
+def test_refused_values_name_what_to_use(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({**_minimal("ppo"), name: value})
+    assert caught.value.why == REFUSED_VALUES[name, value][0]
+    assert REFUSED_VALUES[name, value][1] in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", list(REMOVED))
+def test_removed_keys_are_accepted_with_a_line(name: str) -> None:
+    (note,) = load({**_minimal("sft"), name: True}).notes
+    assert name in note
+    assert KEYS[name].help in note
+
+
+def test_the_committed_page_is_current() -> None:
+    committed = Path(__file__).parents[2] / PAGE
+    assert committed.read_text(encoding="utf-8") == page(), "run: python -m trimtab.config.document"
+
+
+def test_the_page_names_every_key() -> None:
+    text = page()
+    assert [name for name in KEYS if f"| `{name}` |" not in text] == []
+
+
+def test_explain_says_the_state_of_every_key() -> None:
+    config: StageConfig = load({**_minimal("rm"), "overwrite_cache": True, "fp16": True, "hf_hub_token": "abc", "mask_history": True, "shift_attn": False})  # fmt: skip
+    rows = {row.key: row for row in explain(config)}
+    assert set(type(config).model_fields) <= set(rows)
+    assert rows["overwrite_cache"].state.startswith("ignored: ")
+    assert rows["fp16"].state == "alias of compute_dtype"
+    assert (rows["compute_dtype"].value, rows["compute_dtype"].origin) == ("float16", "argument: fp16")
+    assert rows["hf_hub_token"].value == "***"
+    assert rows["mask_history"].state == "not read by stage rm"
+    assert rows["shift_attn"].state == "at its off value"
+    assert rows["learning_rate"].origin == "default"
+    assert dump_resolved(config)["hf_hub_token"] is None
+    assert "abc" not in str(dump_resolved(config))
