@@ -86,7 +86,7 @@ class Ppo:
     epochs: int = 4
     kl_coef: float = 0.05
     kl_target: float | None = None
-    kl_horizon: float = 10_000
+    kl_horizon: float = 10_000.0
     kl_placement: Placement = "reward"
     kl_estimator: Estimator = "k1"
     gamma: float = 1.0

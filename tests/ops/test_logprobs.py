@@ -1,0 +1,159 @@
+"""Log-probabilities and entropies in chunks: by hand, against the plain form, and their own backward against autograd."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trimtab.ops import logprobs
+from trimtab.ops.logprobs import logprobs_and_entropy, logprobs_and_entropy_plain
+
+pytestmark = [pytest.mark.unit, pytest.mark.property]
+
+S, D, V = 7, 4, 11
+
+
+def close(got: Tensor | None, want: object, tol: float = 1e-12) -> None:
+    assert got is not None
+    torch.testing.assert_close(got, torch.as_tensor(want, dtype=got.dtype), rtol=tol, atol=tol)
+
+
+def made(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """hidden, weight, bias, targets."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((S, D), (V, D), (V,)))
+    return hidden.to(dtype), weight.to(dtype), bias.to(dtype), torch.randint(V, (S,), generator=g)
+
+
+def test_two_words_by_hand() -> None:
+    """Logits (0, ln 3), so p = (1/4, 3/4): logp = ln 3/4, entropy = ln 4 - 3/4 ln 3.
+
+    With z = (0, h) the gradients with respect to h are, for the target 1, 1 - p_1 = 1/4, and for the entropy
+    -p_1 (ln p_1 + H) = -3/4 (ln 3/4 + ln 4 - 3/4 ln 3) = -3/16 ln 3.
+    """
+    hidden = torch.tensor([[math.log(3)]], dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    logp, entropy = logprobs_and_entropy(hidden, weight, torch.tensor([1]))
+    close(logp, [math.log(0.75)])
+    close(entropy, [math.log(4) - 0.75 * math.log(3)])
+    close(torch.autograd.grad(logp.sum(), hidden, retain_graph=True)[0], [[0.25]])
+    close(torch.autograd.grad(entropy.sum(), hidden)[0], [[-3 / 16 * math.log(3)]])
+
+
+def test_temperature_by_hand() -> None:
+    """Logits (0, 2 ln 3) at temperature 2 are (0, ln 3); d logp / dh = (1 - p_1) / 2."""
+    hidden = torch.tensor([[2 * math.log(3)]], dtype=torch.float64, requires_grad=True)
+    weight = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    logp, _ = logprobs_and_entropy(hidden, weight, torch.tensor([1]), temperature=2.0)
+    close(logp, [math.log(0.75)])
+    logp.sum().backward()
+    close(hidden.grad, [[0.125]])
+
+
+@pytest.mark.parametrize("learns", ["hidden", "weight", "bias", "all"])
+@pytest.mark.parametrize("output", ["logp", "entropy", "both"])
+def test_gradients(learns: str, output: str) -> None:
+    """Every path of the backward pass against finite differences, float64, in chunks of 3."""
+    hidden, weight, bias, targets = made()
+    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        x.requires_grad_(learns in (name, "all"))
+
+    def f(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        logp, entropy = logprobs_and_entropy(hidden, weight, targets, temperature=0.7, bias=bias, chunk=3)
+        return {"logp": (logp,), "entropy": (entropy,), "both": (logp, entropy)}[output]
+
+    assert torch.autograd.gradcheck(f, (hidden, weight, bias))
+
+
+@given(st.integers(1, S + 1), st.floats(0.3, 3), st.booleans())
+def test_the_chunk_size_changes_nothing(chunk: int, temperature: float, with_bias: bool) -> None:
+    """Values and gradients equal those of the plain form, whatever the chunk."""
+    hidden, weight, bias, targets = made()
+    used = bias if with_bias else None
+
+    def gradients(outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((outputs[0] * rise).sum() + (outputs[1] ** 2).sum(), leaves)
+
+    leaves = [x.requires_grad_() for x in (hidden, weight, used) if x is not None]
+    rise = torch.arange(S, dtype=torch.float64)
+    got = logprobs_and_entropy(hidden, weight, targets, temperature=temperature, bias=used, chunk=chunk)
+    want = logprobs_and_entropy_plain(hidden, weight, targets, temperature=temperature, bias=used)
+    for a, b in zip([*got, *gradients(got)], [*want, *gradients(want)], strict=True):
+        close(a, b, tol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_half_and_single_precision(dtype: torch.dtype, tol: float) -> None:
+    """Outputs are float32 and the gradient has the dtype of its leaf; equal to the plain form up to rounding."""
+    hidden, weight, bias, targets = made(dtype)
+    hidden.requires_grad_()
+    got, want = (f(hidden, weight, targets, bias=bias) for f in (logprobs_and_entropy, logprobs_and_entropy_plain))
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == torch.float32
+        close(a, b, tol)
+    (a,), (b,) = (torch.autograd.grad(pair[0].sum(), hidden) for pair in (got, want))
+    assert a.dtype == dtype
+    close(a, b, tol)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    """Logits (0, 1e4): the likely word has probability 1, the other log-probability -1e4, and nothing is undecided."""
+    weight = torch.tensor([[0.0], [1.0]])
+    logp, entropy = logprobs_and_entropy(torch.full((2, 1), 1e4), weight, torch.tensor([0, 1]))
+    close(logp, [-1e4, 0.0])
+    close(entropy, [0.0, 0.0])
+
+
+def test_no_rows() -> None:
+    hidden, weight, _, targets = made()
+    hidden = hidden[:0].requires_grad_()
+    logp, entropy = logprobs_and_entropy(hidden, weight, targets[:0])
+    assert logp.shape == entropy.shape == (0,)
+    logp.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.shape == (0, D)
+
+
+def test_without_gradients_there_is_no_graph() -> None:
+    hidden, weight, _, targets = made()
+    hidden.requires_grad_()
+    with torch.no_grad():
+        logp, _ = logprobs_and_entropy(hidden, weight, targets)
+    assert not logp.requires_grad
+
+
+@pytest.mark.parametrize(("through_entropy", "passes"), [(False, 1), (True, 2)])
+def test_logits_are_recomputed_only_for_the_entropy(
+    monkeypatch: pytest.MonkeyPatch, through_entropy: bool, passes: int
+) -> None:
+    """With a frozen head, the backward pass of the log-probabilities alone makes no logits; 7 rows are 3 chunks of 3."""
+    made_logits = []
+    real = logprobs._logits
+    monkeypatch.setattr(logprobs, "_logits", lambda *args: made_logits.append(1) or real(*args))
+    hidden, weight, _, targets = made()
+    logp, entropy = logprobs_and_entropy(hidden.requires_grad_(), weight, targets, chunk=3)
+    (logp.sum() + (entropy.sum() if through_entropy else 0)).backward()
+    assert len(made_logits) == 3 * passes
+
+
+def test_no_array_of_all_logits_is_ever_made() -> None:
+    """The largest array of forward and backward holds chunk x v numbers."""
+    sizes: list[int] = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(x.numel() for x in (out if isinstance(out, tuple | list) else [out]) if isinstance(x, Tensor))
+            return out
+
+    hidden = torch.randn(64, 4, requires_grad=True)
+    weight = torch.randn(100, 4)
+    with Sizes():
+        logp, entropy = logprobs_and_entropy(hidden, weight, torch.zeros(64, dtype=torch.int64), chunk=8)
+        (logp.sum() + entropy.sum()).backward()
+    assert max(sizes) == 8 * 100
