@@ -142,3 +142,52 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- demo
+
+DEMO_STAGES = ("sft", "rm", "ppo")
+
+
+def examples_folder() -> Path:
+    """The text-to-SQL example: beside the package in a checkout, inside it in an installed wheel.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
+    package = Path(__file__).parent
+    for folder in (package.parent / "examples" / "text2sql", package / "_examples" / "text2sql"):
+        if (folder / "demo").is_dir():
+            return folder
+    raise ConfigError("the example data is not installed", where=str(package), remedy="install trimtab again, from its repository or wheel")
+
+
+def run_demo(output: Path, *, seed: int = 42, anew: bool = False) -> list[RunFolder]:
+    """SFT, reward model and PPO on the example data, then a table of what each stage gained.
+
+    A stage that is finished is skipped, one that was cut off is continued; `anew` runs all of them again.
+    """
+    from rich.console import Console
+
+    from trimtab.report.plots import plot_run
+    from trimtab.report.tables import stage_table
+
+    console = Console(highlight=False)
+    example = examples_folder()
+    folders = []
+    for number, stage in enumerate(DEMO_STAGES, 1):
+        console.rule(f"{number} of {len(DEMO_STAGES)}: {stage}")
+        words = [f"output_dir={output / stage}", f"dataset_dir={example / 'data'}", f"seed={seed}"]
+        if stage == "ppo":
+            words += [f"adapter_name_or_path={output / 'sft'}", f"reward_model={output / 'rm'}"]
+        if anew:
+            words.append("overwrite_output_dir=true")
+        config = load(example / "demo" / f"{stage}.yaml", words)
+        folders.append(train(config, resume=not anew))
+    console.rule("what it gained, on held-out rows")
+    console.print(stage_table([folder.path for folder in folders]))
+    for folder in folders:
+        for path in plot_run(folder.path):
+            console.print(f"plot: {path}", markup=False, soft_wrap=True)
+    console.print(f"try it: trimtab chat {example / 'demo' / 'chat.yaml'} adapter_name_or_path={output / 'ppo'}", markup=False, soft_wrap=True)
+    return folders
