@@ -225,16 +225,20 @@ def rm_guesses(run: Run) -> Finding | None:
 
 @_rule
 def ratio_not_one(run: Run) -> Finding | None:
-    """The mean ratio of the first minibatch of an update away from 1: it is scored before the policy has moved."""
-    tolerance = 1e-3 if run.config.get("compute_dtype") == "float32" else 0.05
-    bad = _streak(run.points("ratio/first"), lambda ratio: abs(ratio - 1.0) > tolerance, 1)
+    """The first minibatch of an update away from ratio 1, which is scored before the policy has moved.
+
+    In float32 the largest ratio beyond 1.001; else, where rounding spreads single ratios, an approximate KL above 0.01.
+    """
+    float32 = run.config.get("compute_dtype") == "float32"
+    name, limit = ("ratio_max", 1.001) if float32 else ("approx_kl", 0.01)
+    bad = _streak(run.points(f"first_minibatch/{name}"), lambda value: value > limit, 1)
     if not bad:
         return None
     return Finding(
         severity="error",
         rule="ratio_not_one",
-        message=f"the first minibatch of an update has ratio {bad[0][1]:.4g} {_span(bad)}; it must be 1 "
-        f"(within {tolerance:g})",
+        message=f"the first minibatch of an update is not at ratio 1: {name} {bad[0][1]:.4g} {_span(bad)}, "
+        f"more than {limit:g}",
         step=bad[0][0],
         remedy="old and new log-probabilities come from different models, temperatures or dropout; "
         "set compute_dtype: float32 to see whether rounding is to blame, and report it if not",

@@ -217,7 +217,7 @@ class RunFolder:
             shutil.rmtree(torn, ignore_errors=True)
         now = _now()
         if self.opened == "resumed":
-            self.update_manifest(status="running", resumed=[*self.manifest().get("resumed", []), now])
+            self.update_manifest(status="running", error=None, resumed=[*self.manifest().get("resumed", []), now])
         else:
             write_json(self.path / CONFIG, wanted)
             write_json(
@@ -279,6 +279,11 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Let go; a run that an exception ends is marked "stopped" (Ctrl-C, exit) or "failed"."""
+        if error is not None and self._lock is not None and self.opened in ("new", "resumed"):
+            ended: Status = "failed" if isinstance(error, Exception) else "stopped"
+            with contextlib.suppress(OSError):  # the disk may be full, and that is not the error to show
+                self.update_manifest(status=ended, error=str(error).partition("\n")[0] or type(error).__name__)
         self.close()
 
     # ------------------------------------------------------------------------------------------------------------ lock

@@ -43,7 +43,8 @@ HEALTHY = rows(
     kl__k1_sequence=[0.1 * i for i in range(30)],
     entropy=[0.5 - 0.01 * i for i in range(30)],
     clip_fraction=[0.1] * 30,
-    ratio__first=[1.0001] * 30,
+    first_minibatch__ratio_max=[1.0001] * 30,
+    first_minibatch__approx_kl=[1e-4] * 30,
     sampler_diff__mean=[0.03] * 30,
     sampler_diff__max=[0.4] * 30,
     explained_variance=[-0.2] * 5 + [0.4] * 25,
@@ -104,9 +105,11 @@ def test_rule_rm_guesses() -> None:
 
 
 def test_rule_ratio_not_one() -> None:
-    run = rows(ratio__first=[1.0, 1.01, 1.0])
+    run = rows(first_minibatch__ratio_max=[1.0, 1.01, 1.0], first_minibatch__approx_kl=[0.0, 5e-5, 0.02])
     assert only(diagnose(run, {"compute_dtype": "float32"}), "ratio_not_one").step == 2
-    assert diagnose(run, {"compute_dtype": "bfloat16"}) == []
+    found = only(diagnose(run, {"compute_dtype": "bfloat16"}), "ratio_not_one")
+    assert found.step == 3 and "approx_kl 0.02" in found.message
+    assert diagnose(run[:2], {"compute_dtype": "bfloat16"}) == []
 
 
 def test_rule_sampler_differs() -> None:

@@ -128,6 +128,14 @@ def test_files_of_others_need_overwrite_and_stay(tmp_path: Path, lines: list[str
     assert (tmp_path / (rundir.TRAINER_LOG + ".1")).exists()
 
 
+@pytest.mark.parametrize(("error", "status"), [(ValueError("boom\nmore"), "failed"), (KeyboardInterrupt(), "stopped")])
+def test_an_exception_marks_the_run(tmp_path: Path, lines: list[str], error: BaseException, status: str) -> None:
+    with pytest.raises(type(error)), start(tmp_path / "run", lines):
+        raise error
+    manifest = RunFolder(tmp_path / "run").manifest()
+    assert manifest["status"] == status and manifest["error"] == ("boom" if status == "failed" else "KeyboardInterrupt")
+
+
 # --------------------------------------------------------------------------------------------------------------- lock
 
 
@@ -254,7 +262,9 @@ def test_torn_checkpoints_are_never_chosen(tmp_path: Path, lines: list[str]) -> 
         (run.checkpoint_path(5) / rundir.COMPLETE).unlink()  # never completed
         (run.checkpoint_path(4) / "state.json").unlink()  # a file lost
         (run.checkpoint_path(3) / "critic" / "head.bin").write_text("weight", encoding="utf-8")  # cut short
-        (run.checkpoint_path(2) / "critic" / "head.bin").write_text("WEIGHTS", encoding="utf-8")  # same size, other bytes
+        (run.checkpoint_path(2) / "critic" / "head.bin").write_text(
+            "WEIGHTS", encoding="utf-8"
+        )  # same size, other bytes
         assert [path.name for path in run.checkpoints()] == ["checkpoint-1", "checkpoint-2"]
         latest = run.latest_checkpoint()
         assert latest is not None and latest.name == "checkpoint-1"
@@ -308,7 +318,14 @@ def test_truncation_takes_later_checkpoints_out_of_the_way(tmp_path: Path, lines
 
 @pytest.mark.parametrize(
     ("limit", "best", "stay"),
-    [(None, None, [1, 2, 3, 4]), (2, None, [3, 4]), (2, 1, [1, 4]), (1, 2, [2, 4]), (1, 4, [4]), (9, None, [1, 2, 3, 4])],
+    [
+        (None, None, [1, 2, 3, 4]),
+        (2, None, [3, 4]),
+        (2, 1, [1, 4]),
+        (1, 2, [2, 4]),
+        (1, 4, [4]),
+        (9, None, [1, 2, 3, 4]),
+    ],
 )
 def test_pruning_keeps_the_newest_and_the_best(
     tmp_path: Path, lines: list[str], limit: int | None, best: int | None, stay: list[int]

@@ -266,6 +266,8 @@ def _fill(ax: Axes, plot: Plot, run: Run, subtitle: str) -> None:
     below = 0
     for curve in present:
         points = run.points(curve.name)
+        if curve.dots:  # the best model, loaded at the end, is evaluated at the last step again: no point of this curve
+            points = sorted({step: (step, value) for step, value in reversed(points)}.values())
         steps, values = [step for step, _ in points], [value for _, value in points]
         weight = ema_weight(len(points))
         if plot.cut is not None:
