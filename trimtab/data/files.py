@@ -82,7 +82,7 @@ def _json(path: Path) -> Rows:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         # Many a .json file holds one object per line; it is told by text that goes on after a whole first value.
-        if error.msg == "Extra data":
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
             yield from _json_lines(path)
             return
         raise _malformed(path, error, error.lineno) from None
