@@ -438,6 +438,8 @@ def _differences(config: StageConfig) -> list[str]:
         lines.append(
             f"lora_dropout: not applied in stage {config.stage}: rewards and probabilities are scored without it"
         )
+    if config.stage == "pt" and config.do_train:
+        lines.append("pt: each text is a row of its own, in pieces of cutoff_len tokens; texts are not packed together")
     if isinstance(config, PpoConfig):
         filters = [k for k in ("do_sample", "top_k", "top_p", "repetition_penalty") if getattr(config, k) is not None]
         if filters:
