@@ -332,9 +332,12 @@ def test_fingerprint_of_folder_and_model_agree(family: Family, tiny_folder: Call
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_copy_in_another_type_is_the_same_base(dtype: torch.dtype, own: Path, tmp_path: Path) -> None:
+def test_a_copy_in_another_type_is_the_same_base(
+    dtype: torch.dtype, own: Path, tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
     model = load_base(own, dtype=dtype, device="cpu")
     assert same_base(base_fingerprint(own), base_fingerprint(model))
+    assert not same_base(base_fingerprint(tiny_folder("llama", 1)), base_fingerprint(model))
     model.save_pretrained(tmp_path / "copy")
     assert same_base(base_fingerprint(tmp_path / "copy"), base_fingerprint(own))
 
