@@ -913,8 +913,8 @@ def with_child(draw: Draw) -> tuple[Fields, Query]:
 @template(
     "hard",
     [
-        "Among {ts} with {k} {v}, show the {c} of those with the highest {n} of that {k}.",
-        "Which {ts} have the highest {n} of all with {k} {v}? Give the {c}.",
+        "Show the {c} of {ts} whose {n} equals the highest {n} of {ts} with {k} {v}.",
+        "Which {ts} have the same {n} as the highest one with {k} {v}? Give the {c}.",
     ],
     ["查询{n}等于{k}为{v}的{t}的最高{n}的{t}的{c}。", "{n}达到{k}是{v}的{t}中最高值的{t},给出{c}。"],
 )

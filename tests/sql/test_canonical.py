@@ -85,6 +85,7 @@ NOTHING = [
     "Sure! Here is the query: SELECT a FROM t;",
     "SELECT",
     "SELECT a FROM",
+    "CREATE whatever you like",  # sqlglot would log that it gives up
     "SELECT a, FROM t",
     "SELECT (a FROM t",
     "SELECT a FROM t WHERE",

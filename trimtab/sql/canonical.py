@@ -71,10 +71,8 @@ def canonical_sql(text: str, dialect: str | None = None) -> str | None:
     from sqlglot.errors import SqlglotError  # heavy, and only needed here
 
     logger = logging.getLogger("sqlglot")
-    was, logger.disabled = (
-        logger.disabled,
-        True,
-    )  # most of what comes here was written by a young model: not worth a line each
+    # Most of what comes here was written by a young model: not worth a line of log each.
+    was, logger.disabled = logger.disabled, True
     try:
         return _canonical(statement, dialect or "sqlite")
     except (SqlglotError, RecursionError):
