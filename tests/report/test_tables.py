@@ -87,13 +87,14 @@ def test_summary_has_first_last_best_and_the_doctor(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"step": n, "loss": float(n), "clip_fraction": 0.5, "seconds": 2.0 * n} for n in range(1, 21)
     ]
-    rows.insert(10, {"step": 10, "eval/loss": 0.25, "eval/length": 30.0})
-    rows.append({"step": 20, "eval/loss": 0.5, "eval/length": 20.0, "seconds": 41.0})
+    rows.insert(10, {"step": 10, "eval/loss": 0.25, "eval/length": 30.0, "eval/accuracy": 0.75})
+    rows.append({"step": 20, "eval/loss": 0.5, "eval/length": 20.0, "eval/accuracy": 0.5, "seconds": 41.0})
     with make(tmp_path / "run", "ppo", rows):
         facts = summary(tmp_path / "run")
     assert facts["status"] == "running" and facts["steps"] == 20 and facts["seconds"] == 41.0
     assert facts["held_out"] == {
         "eval/loss": {"first": 0.25, "last": 0.5, "best": 0.25, "best_step": 10},
+        "eval/accuracy": {"first": 0.75, "last": 0.5, "best": 0.75, "best_step": 10},
         "eval/length": {"first": 30.0, "last": 20.0, "best": None, "best_step": None},
     }
     assert facts["training"]["loss"] == {"first": 1.5, "last": 19.5}  # means of steps 1, 2 and of 19, 20

@@ -114,6 +114,9 @@ def test_a_folder_that_the_run_reads_is_not_moved(tmp_path: Path, lines: list[st
     left(tmp_path / "run", lines, "finished")
     with pytest.raises(RunError, match="which this run reads"):
         start(tmp_path / "run", lines, overwrite=True, inputs=[tmp_path / "other", tmp_path / "run"])
+    (tmp_path / "run" / "critic").mkdir()
+    with pytest.raises(RunError, match="critic, which this run reads"):
+        start(tmp_path / "run", lines, overwrite=True, inputs=[tmp_path / "run" / "critic"])
     assert not (tmp_path / "run.1").exists()
 
 
@@ -283,7 +286,8 @@ def test_a_failed_save_leaves_nothing_and_the_last_one_whole(tmp_path: Path, lin
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'),
+        RuntimeError("IoError(Os { code: 28, kind: StorageFull })"),
+        RuntimeError("There is not enough space on the disk. (os error 112)"),
     ],
 )
 def test_a_full_disk_is_a_run_error_naming_the_last_whole_checkpoint(
@@ -294,6 +298,17 @@ def test_a_full_disk_is_a_run_error_naming_the_last_whole_checkpoint(
         with pytest.raises(RunError, match=r"disk is full: checkpoint-2 .*checkpoint-1"), run.write_checkpoint(2):
             raise error
         assert [p.name for p in run.checkpoints()] == ["checkpoint-1"] and not list(run.path.glob("*.tmp-*"))
+
+
+def test_a_full_disk_is_known_behind_another_error() -> None:
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError as error:
+            raise RuntimeError("cannot write weights") from error
+    except RuntimeError as error:
+        assert rundir.is_disk_full(error)
+    assert not rundir.is_disk_full(OSError(errno.EACCES, "denied"))
 
 
 def test_a_checkpoint_saved_again_replaces_ours_and_keeps_what_is_not(tmp_path: Path, lines: list[str]) -> None:
