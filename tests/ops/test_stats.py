@@ -45,7 +45,7 @@ def test_batches_merge_to_the_moments_of_all(batches: list[list[float]], offset:
 
 
 def ev(values: list[float], returns: list[float]) -> float:
-    v, g = (torch.tensor([row + [float("nan")]], dtype=torch.float64) for row in (values, returns))
+    v, g = (torch.tensor([[*row, float("nan")]], dtype=torch.float64) for row in (values, returns))
     return explained_variance(v, g, ~v.isnan()).item()
 
 

@@ -24,7 +24,7 @@ def shaped_rewards(
 ) -> Float[Tensor, "b t"]:
     """R[t] = -beta k[t] + score 1[t = last]: the KL is paid token by token, the score arrives with the last token.
 
-    Source: Stiennon et al. (2009.01325), equation 2. `logp` are those of the policy that sampled; with k1 the rewards
+    Ziegler et al. (1909.08593), Stiennon et al. (2009.01325). `logp` are those of the policy that sampled; with k1 the rewards
     of a completion sum to score - beta log(pi / pi_ref), whose maximiser is pi_ref exp(score / beta) up to a
     constant.
     """

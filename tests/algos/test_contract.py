@@ -1,0 +1,124 @@
+"""What every row of the registry promises the loops: built from a config, finite on nothing, deterministic, documented."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from trimtab.algos import ALGORITHMS
+from trimtab.errors import ConfigError
+from trimtab.types import LossTerms, PairBatch, RolloutBatch, Scores, TokenBatch
+
+pytestmark = pytest.mark.contract
+
+DOCS = Path(__file__).parents[2] / "docs" / "algorithms"
+NAN = float("nan")
+
+# The keys that the algorithms read, at their YAML defaults (a frozen config of the right stage has these and many more).
+KEYS = SimpleNamespace(
+    center_rewards_coef=0.0,
+    group_size=1,
+    ppo_epochs=4,
+    kl_coef=0.05,
+    kl_target=None,
+    kl_horizon=10_000.0,
+    kl_placement="reward",
+    kl_estimator="k1",
+    gamma=1.0,
+    gae_lambda=0.95,
+    clip_range=0.2,
+    clip_range_low=None,
+    clip_range_high=None,
+    clip_range_value=0.2,
+    vf_coef=0.1,
+    entropy_coef=0.0,
+    whiten_advantages=True,
+    whiten_rewards=False,
+)
+
+
+def losses(algorithm: object, *, real: bool, garbage: float = 0.25) -> list[LossTerms]:
+    """Every loss of an algorithm on two rows of two tokens (or two pairs); `real` = are any of them?"""
+    mask = torch.full((2, 2), real)
+    filled = torch.full((2, 2), -0.5 if real else garbage)
+    if algorithm.kind == "online":  # type: ignore[attr-defined]
+        batch = algorithm.credit(  # type: ignore[attr-defined]
+            RolloutBatch(
+                mask=mask,
+                logp_old=filled,
+                logp_ref=filled,
+                values=filled,
+                score=torch.tensor([1.0, -1.0]),
+                group=torch.tensor([0, 1]),
+                finished=torch.tensor([True, True]),
+                kl_coef=0.1,
+            )
+        )
+        assert all(torch.isfinite(torch.tensor(list(batch.stats.values()))))
+        terms = [algorithm.policy_loss(Scores(logp=filled, entropy=filled), batch)]  # type: ignore[attr-defined]
+        return [*terms, algorithm.value_loss(filled, batch)] if algorithm.needs.critic else terms  # type: ignore[attr-defined]
+    if algorithm.reads == "reward":  # type: ignore[attr-defined]
+        rows = 2 if real else 0
+        return [algorithm.loss(torch.zeros(rows, 2), PairBatch(margin=torch.zeros(rows)))]  # type: ignore[attr-defined]
+    return [algorithm.loss(Scores(logp=filled, entropy=filled), TokenBatch(mask=mask))]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS.names())
+class TestEveryAlgorithm:
+    def test_defaults_are_the_defaults_of_its_keys(self, name: str) -> None:
+        algorithm = ALGORITHMS.load(name)
+        assert algorithm.from_config(KEYS) == algorithm()
+
+    def test_is_a_frozen_value_that_says_what_the_loops_ask(self, name: str) -> None:
+        algorithm = ALGORITHMS.load(name).from_config(KEYS)
+        assert algorithm.__dataclass_params__.frozen
+        assert algorithm.reduction in ("token", "sequence", "constant", "row")
+        assert algorithm.describe()
+        if algorithm.kind == "online":
+            assert algorithm.unit in ("completion", "pair", "group")
+            assert algorithm.group_size >= 1
+            assert algorithm.epochs >= 1
+        else:
+            assert algorithm.unit in ("row", "pair")
+            assert algorithm.reads in ("logprobs", "reward")
+
+    @pytest.mark.parametrize("garbage", [0.25, NAN, float("inf")])
+    def test_nothing_real_is_a_finite_zero(self, name: str, garbage: float) -> None:
+        for terms in losses(ALGORITHMS.load(name).from_config(KEYS), real=False, garbage=garbage):
+            assert terms.loss.sum() == 0
+            for array in (terms.loss, *terms.means.values(), *terms.maxima.values()):
+                assert torch.isfinite(array).all()
+
+    def test_is_deterministic(self, name: str) -> None:
+        first, second = (losses(ALGORITHMS.load(name).from_config(KEYS), real=True) for _ in range(2))
+        assert all(torch.equal(a.loss, b.loss) for a, b in zip(first, second, strict=True))
+
+    def test_metrics_have_the_shape_of_the_loss_and_no_graph(self, name: str) -> None:
+        for terms in losses(ALGORITHMS.load(name).from_config(KEYS), real=True):
+            for array in (*terms.means.values(), *terms.maxima.values()):
+                assert array.shape == terms.loss.shape
+                assert not array.requires_grad
+
+    def test_has_a_page_that_explains_each_metric(self, name: str) -> None:
+        module = ALGORITHMS.row(name).target.split(":")[0].rsplit(".", 1)[1]
+        page = (DOCS / f"{module}.md").read_text(encoding="utf-8")
+        assert "Curve: see docs/log.md" in page
+        for terms in losses(ALGORITHMS.load(name).from_config(KEYS), real=True):
+            for metric in (*terms.means, *terms.maxima):
+                assert metric in page, f"{metric} is logged but not explained in {module}.md"
+
+
+def test_a_wrong_name_gets_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'ppo'"):
+        ALGORITHMS.load("ppoo")
+
+
+def test_one_clip_range_or_two() -> None:
+    """`clip_range` is both bounds; `clip_range_low` and `clip_range_high` each replace one, 0 included."""
+    ppo = ALGORITHMS.load("ppo")
+    keys = SimpleNamespace(**{**vars(KEYS), "clip_range": 0.3, "clip_range_high": 0.0})
+    assert ppo.from_config(keys) == replace(ppo(), clip_low=0.3, clip_high=0.0)
