@@ -10,9 +10,12 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Not compiled ahead: Python compiles what is imported when it is, and most of torch never is.
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 
 .DEFAULT_GOAL := help
+# Two pips in one environment at once (make -j) would break it.
+.NOTPARALLEL:
 .PHONY: help install demo model test coverage lint types imports check format clean
 
 help:  ## list the targets
@@ -59,17 +62,22 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "make: trimtab needs Python 3.11 or newer, and $(PYTHON) is `$(PYTHON) --version 2>&1`."; \
 	    echo "      Install one, or name it: make $(or $(MAKECMDGOALS),demo) PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	    echo "make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
 # torch first and by itself, so that its build can be chosen; then everything else at the pinned versions. The pin of torch
-# is left out there: a build of another version, chosen by TORCH, must not clash with it.
-$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet $(TORCH)
-	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(PIP) install --quiet -c $(VENV)/constraints.txt -e .
+# is left out there: a build of another version, chosen by TORCH, must not clash with it. The stamps make a second run free.
+$(VENV)/.torch: $(BIN)/python
+	$(PIP_INSTALL) $(TORCH)
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) install --quiet -c $(VENV)/constraints.txt -e ".[dev]"
+$(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
+	@grep -v '^torch==' constraints.txt > $@
+
+$(VENV)/.installed: $(VENV)/constraints.txt pyproject.toml
+	$(PIP_INSTALL) -c $(VENV)/constraints.txt -e .
 	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/constraints.txt pyproject.toml
+	$(PIP_INSTALL) -c $(VENV)/constraints.txt -e ".[dev]"
+	@touch $(VENV)/.installed $@
