@@ -15,10 +15,12 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab.errors import AdapterError
+from trimtab.models.lora import read_pickled
 
 WEIGHTS = "value_head.safetensors"
 RECORD = "value_head.json"
@@ -26,9 +28,15 @@ RECORD = "value_head.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadRecord:
-    """How the scores of a reward model are to be read."""
+    """How the numbers of a saved head are to be read.
+
+    Attributes:
+        readout: a reward is read at the end-of-turn token (stop), or at the last token of the full template (last).
+        purpose: a reward model's head, or a critic's (which values states, and is no judge of answers).
+    """
 
     readout: Literal["stop", "last"] = "stop"
+    purpose: Literal["reward", "critic"] = "reward"
     template: str | None = None
     default_system: str | None = None
     cutoff_len: int | None = None
@@ -71,9 +79,14 @@ def load_head(folder: Path, hidden_size: int, *, trainable: bool = False) -> tup
         AdapterError: no head in the folder, or one of another hidden size.
     """
     if (folder / WEIGHTS).is_file():
-        state = load_file(folder / WEIGHTS)
+        try:
+            state = load_file(folder / WEIGHTS)
+        except SafetensorError as error:
+            raise AdapterError(
+                f"broken value head: {error}", where=str(folder / WEIGHTS), remedy="copy or save it again"
+            ) from None
     elif (folder / "value_head.bin").is_file():
-        state = torch.load(folder / "value_head.bin", map_location="cpu", weights_only=True)
+        state = read_pickled(folder / "value_head.bin")
     else:
         raise AdapterError(
             f"no value head in {str(folder)!r}",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -220,11 +221,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) with rslora; peft's alpha_pattern keys match the end of a module path."""
+    """alpha / r, or alpha / sqrt(r) with rslora; peft's alpha_pattern keys match the end of a module path, the first wins."""
     alpha = settings.get("lora_alpha", 8)
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", path):
             alpha = value
+            break
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
@@ -239,11 +241,28 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             ) from None
     pickled = folder / "adapter_model.bin"
     if pickled.is_file():
-        loaded: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
-        return loaded
+        return read_pickled(pickled)
     raise AdapterError(
         f"{CONFIG} is there but {WEIGHTS} is not", where=str(file.resolve()), remedy="copy the whole adapter folder"
     )
+
+
+def read_pickled(file: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin` file, which is a pickle: nothing else in it is opened.
+
+    Raises:
+        AdapterError: it holds more than tensors, or is torn.
+    """
+    try:
+        loaded: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise AdapterError(
+            f"{file.name} cannot be read as plain tensors",
+            where=str(file),
+            why=f"{str(error).splitlines()[0]} (a pickle may hold code, so only tensors are taken from it)",
+            remedy="save it again as safetensors with the tool that made it",
+        ) from None
+    return loaded
 
 
 def _misfit(folder: Path, why: str) -> AdapterError:
