@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trimtab.data.templates import Template
+from trimtab.data.tokenizer import Tokenizer, encode_plain
 from trimtab.types import Completion, Prompt, TokenRow
 
 
@@ -38,7 +40,7 @@ class Reward(Protocol):
         ...
 
 
-def finished_row(prompt: Prompt, completion: Completion, end_of_turn: int, stop_ids: Sequence[int]) -> TokenRow:
+def finished_row(prompt: Prompt, completion: Completion, stop_ids: Sequence[int], tail: Sequence[int] = ()) -> TokenRow:
     """The row that a reward model reads: the completion as if it had ended by itself.
 
     A completion that was cut, or that ended otherwise, has its other stop token (if any) replaced by the end marker: a reward
@@ -48,6 +50,24 @@ def finished_row(prompt: Prompt, completion: Completion, end_of_turn: int, stop_
     if not completion.finished:
         if answer and answer[-1] in stop_ids:
             answer.pop()
-        answer.append(end_of_turn)
+        answer.append(stop_ids[0])
     start = len(prompt.token_ids)
-    return TokenRow(token_ids=(*prompt.token_ids, *answer), scored=tuple(range(start, start + len(answer))))
+    row = TokenRow(token_ids=(*prompt.token_ids, *answer), scored=tuple(range(start, start + len(answer))))
+    return with_tail(row, tail)
+
+
+def readout_tail(template: Template, tokenizer: Tokenizer, readout: str) -> tuple[int, ...]:
+    """The tokens between the end marker and the place where a reward is read.
+
+    None for `stop`. For `last`, whatever the template writes after the end marker: other tools train their reward models on the
+    last token of the full template, which in many templates is a newline.
+    """
+    return tuple(encode_plain(tokenizer, template.after_end)) if readout == "last" and template.after_end else ()
+
+
+def with_tail(row: TokenRow, tail: Sequence[int]) -> TokenRow:
+    """The row with `tail` after it, so that its last scored token is where the reward is read."""
+    if not tail:
+        return row
+    end = len(row.token_ids)
+    return TokenRow(token_ids=(*row.token_ids, *tail), scored=(*row.scored, *range(end, end + len(tail))))

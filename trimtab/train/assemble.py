@@ -19,6 +19,7 @@ from trimtab.models.forward import Layout, choose_layout
 from trimtab.models.heads import HeadRecord, ValueHead, load_head
 from trimtab.models.load import base_fingerprint, load_base, resolve_model, same_base
 from trimtab.models.roles import Roles
+from trimtab.rewards import readout_tail
 from trimtab.rundir import read_json
 from trimtab.train.device import default_micro_batch_tokens, pick_device, pick_dtype
 from trimtab.train.progress import say
@@ -40,6 +41,7 @@ class Session:
         base: the name written into adapters as their base.
         stack: adapters under the one being trained, frozen.
         record: how the scores of the reward model in this session are read.
+        tail: what follows the end marker in rows that it scores; empty unless it is read at the last token.
     """
 
     config: Any
@@ -54,6 +56,7 @@ class Session:
     base: str
     fingerprint: dict[str, Any]
     record: HeadRecord | None = None
+    tail: tuple[int, ...] = ()
 
     def text(self, completion: Completion) -> str:
         """The completion as text, without its stop token."""
@@ -123,6 +126,7 @@ def assemble(config: StageConfig) -> Session:
         base=base,
         fingerprint=fingerprint,
         record=record,
+        tail=readout_tail(template, tokenizer, record.readout) if record is not None else (),
     )
 
 
@@ -193,7 +197,7 @@ def _define_roles(config: Any, roles: Roles, fingerprint: dict[str, Any], templa
             paths=_wanted(config.lora_target, targets),
             rank=config.lora_rank,
             alpha=config.lora_alpha,
-            rslora=config.use_rslora if hasattr(config, "use_rslora") else False,
+            rslora=config.use_rslora,
             seed=config.seed,
         )
         policy, reference = (*stack, "trained"), stack

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from torch import nn
 from trimtab import diagnose
 from trimtab.config import dump_resolved
 from trimtab.models import lora
-from trimtab.models.heads import save_head
+from trimtab.models.heads import HeadRecord, save_head
 from trimtab.models.roles import Roles
 from trimtab.rundir import RunFolder, checkpoint_step, write_json
 from trimtab.train.assemble import BASE_RECORD, Session
@@ -355,5 +356,6 @@ def _save_role(session: Session, role: str, folder: Path) -> None:
     spec = session.roles.specs[role]
     lora.save_adapter(session.roles.model, spec.adapters, folder, base=session.base)
     write_json(folder / BASE_RECORD, session.fingerprint)
-    if spec.head is not None and session.record is not None:
-        save_head(spec.head, folder, session.record)
+    if spec.head is not None:
+        record = session.record or HeadRecord()
+        save_head(spec.head, folder, record if role == "reward" else replace(record, purpose="critic"))

@@ -14,6 +14,7 @@ from trimtab.evals import EVALS
 from trimtab.models.forward import plan, score_tokens
 from trimtab.ops.reduction import reduction_weights
 from trimtab.ops.stats import calibration_bins, calibration_error, correlation
+from trimtab.rewards import with_tail
 from trimtab.rewards.model import score_rows_as
 from trimtab.train.assemble import POLICY, REWARD, Session
 from trimtab.train.loop import Figures
@@ -66,7 +67,7 @@ class OfflineTrainer:
         return sums, sum(len(row.token_ids) for row in rows)
 
     def _pairs(self, pairs: list[Pair], how: Forward, names: list[str]) -> tuple[Any, int]:
-        rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+        rows = self.pair_rows(pairs)
         batch = PairBatch(margin=torch.tensor([pair.margin for pair in pairs], device=self.session.device))
         sums = backward_rows(
             self.session.roles,
@@ -79,6 +80,10 @@ class OfflineTrainer:
             names=names,
         )
         return sums, sum(len(row.token_ids) for row in rows)
+
+    def pair_rows(self, pairs: list[Pair]) -> list[TokenRow]:
+        """Chosen, rejected, chosen ... each ending where the reward is read."""
+        return [with_tail(row, self.session.tail) for pair in pairs for row in (pair.chosen, pair.rejected)]
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
@@ -101,7 +106,7 @@ class OfflineTrainer:
 
     def evaluate_pairs(self, pairs: list[Pair]) -> Figures:
         """Accuracy (ties are errors), margin, negative log-likelihood, calibration, correlation of score with length."""
-        rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+        rows = self.pair_rows(pairs)
         session = self.session
         scores = score_rows_as(session.roles, self.role, rows, budget=session.budget, layout=session.layout, unit=2)
         leads = [w - lose for w, lose in zip(scores[::2], scores[1::2], strict=True)]
@@ -131,7 +136,7 @@ class OfflineTrainer:
         head = self.session.roles.specs[self.role].head
         if self.algorithm.reads != "reward" or head is None:
             return False
-        reference = [pair.chosen for pair in self.rows[:256]]
+        reference = self.pair_rows(self.rows[:256])[::2]
         scores = score_rows_as(self.session.roles, self.role, reference, budget=self.session.budget)
         with torch.no_grad():
             head.summary.bias -= sum(scores) / len(scores)

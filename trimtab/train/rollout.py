@@ -49,7 +49,7 @@ def reward_completions(
     """Rollouts of completions, in order; `prompts` holds the prompt of each."""
     stops = session.template.stop_ids
     answers = [
-        Answer(prompt=p, completion=c, row=finished_row(p, c, stops[0], stops), text=session.text(c))
+        Answer(prompt=p, completion=c, row=finished_row(p, c, stops, session.tail), text=session.text(c))
         for p, c in zip(prompts, completions, strict=True)
     ]
     scores = reward.score(answers)
