@@ -532,7 +532,7 @@ class RunFolder:
                     if path.is_file():
                         place = target / path.relative_to(temporary)
                         place.parent.mkdir(parents=True, exist_ok=True)
-                        os.replace(path, place)
+                        path.replace(place)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
@@ -677,7 +677,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -248,6 +248,12 @@ def save(run: RunFolder, step: int, text: str = "weights") -> Path:
     return run.checkpoint_path(step)
 
 
+def fail_in(path: Path) -> None:
+    """Write half a file and break."""
+    path.write_text("half", encoding="utf-8")
+    raise ValueError("boom")
+
+
 def test_checkpoints_are_whole_and_in_order_of_number(tmp_path: Path, lines: list[str]) -> None:
     with start(tmp_path / "run", lines) as run:
         assert run.latest_checkpoint() is None
@@ -277,8 +283,7 @@ def test_a_failed_save_leaves_nothing_and_the_last_one_whole(tmp_path: Path, lin
     with start(tmp_path / "run", lines) as run:
         save(run, 1)
         with pytest.raises(ValueError, match="boom"), run.write_checkpoint(2) as folder:
-            (folder / "half").write_text("x", encoding="utf-8")
-            raise ValueError("boom")
+            fail_in(folder / "half")
         assert sorted(p.name for p in run.path.glob("checkpoint*")) == ["checkpoint-1"]
 
 
@@ -301,13 +306,9 @@ def test_a_full_disk_is_a_run_error_naming_the_last_whole_checkpoint(
 
 
 def test_a_full_disk_is_known_behind_another_error() -> None:
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "full")
-        except OSError as error:
-            raise RuntimeError("cannot write weights") from error
-    except RuntimeError as error:
-        assert rundir.is_disk_full(error)
+    outer = RuntimeError("cannot write weights")
+    outer.__cause__ = OSError(errno.ENOSPC, "full")
+    assert rundir.is_disk_full(outer)
     assert not rundir.is_disk_full(OSError(errno.EACCES, "denied"))
 
 
@@ -390,8 +391,7 @@ def test_staged_files_replace_those_of_the_same_name_only_at_the_end(tmp_path: P
     run = RunFolder(tmp_path)
     (tmp_path / "adapter_config.json").write_text("old", encoding="utf-8")
     with pytest.raises(ValueError, match="boom"), run.staged() as folder:
-        (folder / "adapter_config.json").write_text("half", encoding="utf-8")
-        raise ValueError("boom")
+        fail_in(folder / "adapter_config.json")
     assert (tmp_path / "adapter_config.json").read_text(encoding="utf-8") == "old"
     with run.staged() as folder, run.staged("critic") as critic:
         (folder / "adapter_config.json").write_text("new", encoding="utf-8")
