@@ -773,14 +773,13 @@ def _sha256(path: Path, *, sync: bool = False) -> str:
 
 def _sync_folder(path: Path) -> None:
     """Make a rename in this folder last through a power cut, where the system can."""
-    if sys.platform == "win32":
-        return
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def _same_file(handle: int, path: Path) -> bool:
