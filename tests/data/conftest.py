@@ -98,6 +98,7 @@ def config() -> Callable[..., SimpleNamespace]:
             "data_seed": None,
             "cache_dir": None,
             "hf_hub_token": None,
+            "ms_hub_token": None,
             "mask_history": False,
             "train_on_prompt": False,
         }

@@ -255,3 +255,12 @@ def test_a_template_that_refuses_a_dialogue(make, special):
 def test_every_row_of_the_registry_builds(make, jinja, special):
     tokenizer = make([*special["llama3"], *special["chatml"]], "<|endoftext|>", jinja["chatml"])
     assert [templates.get(name, tokenizer).name for name in TEMPLATES.names()] == TEMPLATES.names()
+
+
+def test_auto_where_the_template_trims_contents(make, jinja, special):
+    """Contents with blanks around them are still told apart, and encoded as the template writes them."""
+    tokenizer = make(special["llama3"], None, jinja["llama3"], bos="<|begin_of_text|>")
+    messages = [SYSTEM, Message(role="user", content=" Which?\n"), Message(role="assistant", content=" All. ")]
+    segments = templates.get(None, tokenizer).render(messages, add_generation_prompt=False)
+    assert [s.text for s in segments if s.content] == ["Be brief.", "Which?", "All."]
+    assert [s.message for s in segments if s.content] == [0, 1, 2]

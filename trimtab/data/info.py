@@ -214,7 +214,9 @@ def _check_keys(
     return odd
 
 
-def rows(spec: DatasetSpec, *, cache_dir: str | None = None, token: str | None = None) -> Rows:
+def rows(
+    spec: DatasetSpec, *, cache_dir: str | None = None, hf_token: str | None = None, ms_token: str | None = None
+) -> Rows:
     """Every row of a data set as read, with its origin.
 
     A local file goes before a hub; of two hubs, ModelScope if `USE_MODELSCOPE_HUB=1` or when it is the only one.
@@ -226,8 +228,8 @@ def rows(spec: DatasetSpec, *, cache_dir: str | None = None, token: str | None =
         return read_rows(spec.path)
     modelscope = os.environ.get("USE_MODELSCOPE_HUB", "0").lower() in ("1", "true")
     if spec.ms_hub_url and (modelscope or not spec.hf_hub_url):
-        return _from_modelscope(spec, spec.ms_hub_url, cache_dir)
-    return _from_hub(spec, spec.hf_hub_url or "", cache_dir, token)
+        return _from_modelscope(spec, spec.ms_hub_url, cache_dir, ms_token)
+    return _from_hub(spec, spec.hf_hub_url or "", cache_dir, hf_token)
 
 
 def _from_hub(spec: DatasetSpec, hub_id: str, cache_dir: str | None, token: str | None) -> Rows:
@@ -244,7 +246,7 @@ def _from_hub(spec: DatasetSpec, hub_id: str, cache_dir: str | None, token: str 
     return _numbered(loaded, hub_id)
 
 
-def _from_modelscope(spec: DatasetSpec, hub_id: str, cache_dir: str | None) -> Rows:
+def _from_modelscope(spec: DatasetSpec, hub_id: str, cache_dir: str | None, token: str | None) -> Rows:
     try:
         from modelscope import MsDataset
     except ImportError:
@@ -256,6 +258,7 @@ def _from_modelscope(spec: DatasetSpec, hub_id: str, cache_dir: str | None) -> R
             data_dir=spec.folder,
             split=spec.split,
             cache_dir=cache_dir,
+            token=token,
             use_streaming=False,
         )
     except Exception as error:  # as above

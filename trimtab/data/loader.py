@@ -131,7 +131,7 @@ def load_data(config: Config, tokenizer: Tokenizer, template: Template) -> Stage
 
     Args:
         config: read are stage, dataset, eval_dataset, dataset_dir, cutoff_len, max_samples, val_size, mix_strategy,
-            interleave_probs, seed, data_seed, cache_dir, hf_hub_token; train_on_prompt and mask_history for sft,
+            interleave_probs, seed, data_seed, cache_dir, hf_hub_token, ms_hub_token; train_on_prompt and mask_history for sft,
             packing for pt.
 
     Raises:
@@ -215,7 +215,9 @@ def _examples(spec: info.DatasetSpec, config: Config, seed: int, tally: _Tally) 
     if spec.note:
         tally.notes.append(spec.note)
     read = FORMATS.load(spec.formatting)
-    found: Iterable[tuple[Any, Any]] = info.rows(spec, cache_dir=config.cache_dir, token=config.hf_hub_token)
+    found: Iterable[tuple[Any, Any]] = info.rows(
+        spec, cache_dir=config.cache_dir, hf_token=config.hf_hub_token, ms_token=config.ms_hub_token
+    )
     if spec.num_samples is not None:
         listed = list(found)
         found = [listed[index] for index in order.sample(len(listed), spec.num_samples, seed)]
