@@ -73,9 +73,19 @@ def trees(rows: Sequence[TokenRow], layout: Layout) -> list[list[int]]:
     return list(groups.values())
 
 
-def _cost(rows: Sequence[TokenRow], tree: list[int]) -> int:
+def _parts(rows: Sequence[TokenRow], tree: list[int], budget: int) -> list[list[int]]:
+    """A tree in parts of at most `budget` tokens (one answer at least): a data set with a single prompt is still cut."""
     shared = rows[tree[0]].scored[0]
-    return shared + sum(len(rows[i].token_ids) - shared for i in tree)
+    parts: list[list[int]] = []
+    room = 0
+    for i in tree:
+        own = len(rows[i].token_ids) - shared
+        if own > room:
+            parts.append([])
+            room = budget - shared
+        parts[-1].append(i)
+        room -= own
+    return parts
 
 
 def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", unit: int = 1) -> list[list[int]]:
@@ -91,22 +101,30 @@ def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", un
     """
     blocks = [list(range(i, min(i + unit, len(rows)))) for i in range(0, len(rows), unit)]
     if layout == "shared" and unit == 1:
-        blocks = trees(rows, layout)
+        blocks = [part for tree in trees(rows, layout) for part in _parts(rows, tree, budget)]
 
-    def shape(block: list[int]) -> tuple[int, int]:
-        costs = [_cost([rows[i] for i in block], tree) for tree in trees([rows[i] for i in block], layout)]
-        return max(costs), len(costs)
+    def key(i: int) -> object:
+        return prefix(rows[i]) if layout == "shared" else i
 
-    sized = sorted(((*shape(block), block) for block in blocks), key=lambda item: -item[0])
+    def extended(sequences: dict[object, int], block: list[int]) -> dict[object, int]:
+        """Lengths of the sequences that `pack` makes of these, with the block's rows among them."""
+        longer = dict(sequences)
+        for i in block:
+            shared = rows[i].scored[0] if layout == "shared" else 0
+            longer[key(i)] = longer.get(key(i), shared) + len(rows[i].token_ids) - shared
+        return longer
+
+    sized = sorted(((max(extended({}, block).values()), block) for block in blocks), key=lambda item: -item[0])
     cut: list[list[int]] = []
-    longest = count = 0
-    for length, sequences, block in sized:
-        if cut and max(longest, length) * (count + sequences) <= budget:
+    sequences: dict[object, int] = {}
+    for _, block in sized:
+        longer = extended(sequences, block)
+        if cut and max(longer.values()) * len(longer) <= budget:
             cut[-1].extend(block)
-            longest, count = max(longest, length), count + sequences
+            sequences = longer
         else:
             cut.append(list(block))
-            longest, count = length, sequences
+            sequences = extended({}, block)
     return cut
 
 
@@ -135,7 +153,8 @@ def pack(rows: Sequence[TokenRow], layout: Layout, device: torch.device) -> Pack
         shares.append(shared)
     n = max(map(len, sequences))
     id_rows = torch.tensor([ids + [0] * (n - len(ids)) for ids in sequences], device=device)
-    position_rows = torch.tensor([p + [0] * (n - len(p)) for p in positions], device=device)
+    # positions go on through the padding: transformers takes a restart for a second packed sequence and builds a mask for it
+    position_rows = torch.tensor([p + list(range(len(p), n)) for p in positions], device=device)
     mask = None
     if any(shares):
         # a tree's mask: causal, and an answer sees no other answer. Padding sees itself, or softmax would divide 0 by 0
@@ -235,6 +254,10 @@ def choose_layout(model: torch.nn.Module, wanted: Layout) -> tuple[Literal["padd
     """
     if wanted == "padded":
         return "padded", "as the file says"
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+        return "padded", "some layers see a sliding window, which no test on a dozen tokens would show"
     rows = [TokenRow(token_ids=ids, scored=(5,)) for ids in ((5, 6, 7, 8, 9, 3, 4), (5, 6, 7, 8, 9, 4, 3, 6))]
     device = next(model.parameters()).device
     with torch.no_grad():

@@ -17,7 +17,7 @@ from trimtab.errors import AdapterError, ConfigError
 from trimtab.models import lora
 from trimtab.models.forward import Layout, choose_layout
 from trimtab.models.heads import HeadRecord, ValueHead, load_head
-from trimtab.models.load import base_fingerprint, load_base, resolve_model, same_base
+from trimtab.models.load import base_fingerprint, decoder, load_base, resolve_model, same_base
 from trimtab.models.roles import Roles
 from trimtab.rewards import readout_tail
 from trimtab.rundir import read_json
@@ -131,11 +131,19 @@ def assemble(config: StageConfig) -> Session:
 
 
 def checkpoint_layers(roles: Roles) -> None:
-    """Recompute activations in the backward pass. Only the layers' own flag is set to training: dropout stays off."""
+    """Recompute activations in the backward pass. Only the layers' own flag is set to training: dropout stays off.
+
+    And only while gradients are wanted: a checkpointed layer of transformers drops the key/value cache that it is given, so
+    sampling between two updates must find the layers as they are in evaluation.
+    """
     roles.model.gradient_checkpointing_enable({"use_reentrant": False})
-    for module in roles.model.modules():
-        if hasattr(module, "gradient_checkpointing"):
-            module.training = True
+    layers = [module for module in roles.model.modules() if hasattr(module, "gradient_checkpointing")]
+
+    def follow(module: torch.nn.Module, inputs: Any) -> None:
+        for layer in layers:
+            layer.training = torch.is_grad_enabled()
+
+    decoder(roles.model).register_forward_pre_hook(follow)
 
 
 # --------------------------------------------------------------------------------------------------------------- roles

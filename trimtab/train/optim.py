@@ -24,8 +24,11 @@ def make_adamw(parameters: Mapping[str, nn.Parameter], config: Any, learning_rat
 
 
 def schedule(kind: str, step: int, total: int, warmup: int) -> float:
-    """What the learning rate is multiplied by at step `step` (from 0) of `total`: linear warm-up, then the named curve."""
-    if step < warmup:
+    """What the learning rate is multiplied by at step `step` (from 0) of `total`: linear warm-up, then the named curve.
+
+    As in transformers, where "constant" has no warm-up ("constant_with_warmup" has).
+    """
+    if step < warmup and kind != "constant":
         return step / max(1, warmup)
     done = (step - warmup) / max(1, total - warmup)
     match kind:

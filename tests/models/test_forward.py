@@ -1,0 +1,216 @@
+"""Scored tokens against the model's own logits, in every layout; micro-batches against their budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trimtab.models import lora
+from trimtab.models.forward import Layout, choose_layout, pack, plan, score_rows, score_tokens, trees
+from trimtab.models.heads import ValueHead
+from trimtab.models.roles import Roles
+from trimtab.models.tiny import FAMILIES, Family, tiny_model
+from trimtab.types import TokenRow
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+PROMPT = (20, 31, 42, 53)
+
+
+def row(prompt: tuple[int, ...], *answer: int) -> TokenRow:
+    start = len(prompt)
+    return TokenRow(token_ids=(*prompt, *answer), scored=tuple(range(start, start + len(answer))))
+
+
+ROWS = [
+    row(PROMPT, 64, 75, 86),
+    row((9, 8), 17),
+    row(PROMPT, 64, 3),
+    TokenRow(token_ids=(11, 12, 13, 14, 15, 16), scored=(1, 4, 5)),  # trained tokens of several turns
+    row(PROMPT, 99, 98, 97, 96, 95),
+    row((9, 8, 7, 6, 5, 4, 3), 2),
+]
+
+
+def adapted(family: Family) -> Roles:
+    """A tiny model with one trained adapter."""
+    model = tiny_model(family).requires_grad_(False)
+    roles = Roles(model=model)
+    lora.new_adapter(model, "x", paths=lora.inject(model, ["all"], roles.switch), rank=3, alpha=6, rslora=False, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in lora.parameters(model, "x").values():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    roles.define("x", "x", head=ValueHead(64, seed=2))
+    return roles
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_every_number_is_that_of_the_row_alone_in_plain_transformers(
+    family: Family, layout: Layout, temperature: float
+) -> None:
+    roles = adapted(family)
+    with torch.no_grad(), roles.enter("x") as spec:
+        scores = score_tokens(roles.model, ROWS, layout=layout, temperature=temperature, head=spec.head, width=7)
+        rewards = score_rows(roles.model, ROWS, spec.head, layout=layout)
+        assert scores.logp.shape == (6, 7)
+        for i, one in enumerate(ROWS):
+            out = roles.model(torch.tensor([one.token_ids]), output_hidden_states=True)
+            log_p = torch.log_softmax(out.logits[0] / temperature, dim=-1)
+            hidden = out.hidden_states[-1][0]
+            before = [index - 1 for index in one.scored]
+            targets = [one.token_ids[index] for index in one.scored]
+            n = len(before)
+            assert scores.mask[i].tolist() == [True] * n + [False] * (7 - n)
+            close = {"atol": 1e-5, "rtol": 1e-5}
+            torch.testing.assert_close(scores.logp[i, :n], log_p[before, targets], **close)
+            torch.testing.assert_close(scores.entropy[i, :n], -(log_p.exp() * log_p).sum(-1)[before], **close)
+            torch.testing.assert_close(scores.values[i, :n], spec.head(hidden)[before], **close)
+            # the reward is read at the last scored token itself
+            torch.testing.assert_close(rewards[i], spec.head(hidden)[one.scored[-1]], **close)
+            for array in (scores.logp, scores.entropy, scores.values):
+                assert array[i, n:].tolist() == [0.0] * (7 - n)
+
+
+def summed(roles: Roles, layout: Layout, chunks: list[list[int]]) -> tuple[float, dict[str, Tensor]]:
+    """A loss through all four outputs, micro-batch by micro-batch; the loss and its gradient."""
+    weight = torch.linspace(0.5, 2.0, len(ROWS))[:, None]
+    total = 0.0
+    for chunk in chunks:
+        with roles.enter("x") as spec:
+            rows = [ROWS[i] for i in chunk]
+            scores = score_tokens(roles.model, rows, layout=layout, head=spec.head, width=5)
+            rewards = score_rows(roles.model, rows, spec.head, layout=layout)
+            arrays = (scores.logp * 2 + scores.entropy + scores.values.square()) * weight[chunk]
+            loss = arrays.sum() + (rewards * weight[chunk, 0]).sum()
+            loss.backward()
+            total += float(loss.detach())
+    found = {name: p.grad.clone() for name, p in roles.trainable("x").items()}
+    for parameter in roles.trainable("x").values():
+        parameter.grad = None
+    return total, found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layouts_and_micro_batches_have_one_loss_and_one_gradient(family: Family) -> None:
+    roles = adapted(family)
+    loss, gradient = summed(roles, "padded", [[i] for i in range(len(ROWS))])
+    for layout in ("padded", "shared"):
+        for budget in (1, 12, 20, 10_000):
+            other_loss, other = summed(roles, layout, plan(ROWS, budget, layout=layout))
+            assert other_loss == pytest.approx(loss, rel=1e-5)
+            assert other.keys() == gradient.keys()
+            for name in gradient:
+                scale = float(gradient[name].abs().max())
+                torch.testing.assert_close(other[name], gradient[name], atol=1e-5 * scale, rtol=1e-5, msg=name)
+
+
+def test_a_tree_is_one_sequence_with_its_prompt_once() -> None:
+    packed = pack([ROWS[0], ROWS[1], ROWS[2]], "shared", CPU)
+    assert packed.ids.tolist() == [[20, 31, 42, 53, 64, 75, 86, 64, 3], [9, 8, 17, 0, 0, 0, 0, 0, 0]]
+    assert packed.positions[0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        4,
+        5,
+    ]  # the second answer starts after the prompt again
+    assert packed.places == [(0, [0, 1, 2, 3, 4, 5, 6]), (1, [0, 1, 2]), (0, [0, 1, 2, 3, 7, 8])]
+    assert packed.mask is not None
+    # the second answer's last token sees the prompt and its own answer, not the first one's
+    assert packed.mask[0, 0, 8].int().tolist() == [1, 1, 1, 1, 0, 0, 0, 1, 1]
+    assert packed.mask[0, 0, 6].int().tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0]
+
+
+def test_rows_alone_need_no_mask_and_no_new_positions() -> None:
+    packed = pack(ROWS, "padded", CPU)
+    assert packed.mask is None
+    # a position that starts again would be taken for a second packed sequence, and a mask built for it
+    assert packed.positions.tolist() == [list(range(9))] * len(ROWS)
+
+
+@st.composite
+def batches(draw: st.DrawFn, unit: int) -> list[TokenRow]:
+    prompts = [tuple(range(10, 10 + n)) for n in draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))]
+    rows = []
+    for _ in range(draw(st.integers(1, 12))):
+        prompt = draw(st.sampled_from(prompts))
+        rows += [row(prompt, *range(1, 1 + draw(st.integers(1, 15)))) for _ in range(unit)]
+    return rows
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("unit", [1, 2])
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+@given(data=st.data(), budget=st.integers(1, 200))
+def test_a_plan_covers_every_row_once_and_keeps_to_its_budget(
+    unit: int, layout: Layout, data: st.DataObject, budget: int
+) -> None:
+    rows = data.draw(batches(unit))
+    chunks = plan(rows, budget, layout=layout, unit=unit)
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(rows)))
+    for chunk in chunks:
+        for start in range(0, len(chunk), unit):  # units stay together and in order
+            assert chunk[start] % unit == 0
+            assert chunk[start : start + unit] == list(range(chunk[start], chunk[start] + unit))
+        size = pack([rows[i] for i in chunk], layout, CPU).ids.numel()
+        assert size <= budget or len(chunk) == unit, (size, chunk)
+
+
+def test_a_plan_by_hand() -> None:
+    rows = [row((1, 2, 3), 4, 5), row((9,), 8), row((1, 2, 3), 4, 6, 7), row((9, 9), 8)]
+    assert plan(rows, 12) == [[2, 0], [3, 1]]  # 6 x 2, then 3 x 2; 6 x 3 would be 18
+    # together the two answers to (1, 2, 3) are 3 + 2 + 3 = 8 tokens
+    assert plan(rows, 12, layout="shared") == [[0, 2], [3, 1]]
+    assert plan(rows, 24, layout="shared") == [[0, 2, 3, 1]]
+    assert plan(rows, 1) == [[2], [0], [3], [1]]
+    assert trees(rows, "shared") == [[0, 2], [1], [3]]
+
+
+def test_a_data_set_of_one_prompt_is_still_cut() -> None:
+    rows = [row(PROMPT, 1, 2, 3, i) for i in range(20)]
+    chunks = plan(rows, 20, layout="shared")
+    assert [len(chunk) for chunk in chunks] == [4] * 5  # 4 + 4 x 4 = 20
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_these_models_share_prompts(family: Family) -> None:
+    assert choose_layout(tiny_model(family), "auto")[0] == "shared"
+    assert choose_layout(tiny_model(family), "padded") == ("padded", "as the file says")
+
+
+def test_a_model_that_is_not_plain_causal_softmax_is_padded() -> None:
+    model = tiny_model("qwen2")
+    attention = model.model.layers[1].self_attn
+
+    def look_at_the_last_columns_only(module: object, args: object, kwargs: dict[str, Tensor]) -> tuple[object, object]:
+        mask = kwargs["attention_mask"]
+        if mask is not None:
+            n = mask.shape[-1]
+            near = torch.ones(n, n, dtype=torch.bool).tril() & torch.ones(n, n, dtype=torch.bool).triu(-2)
+            kwargs["attention_mask"] = mask & near
+        return args, kwargs
+
+    attention.register_forward_pre_hook(look_at_the_last_columns_only, with_kwargs=True)
+    layout, why = choose_layout(model, "auto")
+    assert layout == "padded"
+    assert "not plain causal softmax" in why
+
+
+def test_sliding_windows_are_padded() -> None:
+    """A window of 4096 cannot be seen on a dozen tokens: the model's config says it."""
+    model = tiny_model("qwen2")
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    model.config.sliding_window = 4096
+    layout, why = choose_layout(model, "auto")
+    assert layout == "padded"
+    assert "sliding" in why
