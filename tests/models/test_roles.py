@@ -116,9 +116,10 @@ def test_entering_is_exclusive_and_always_left() -> None:
     with pytest.raises(RuntimeError, match="while"), roles.enter("policy"), roles.enter("critic"):
         pass
     assert roles.switch.active == ()
-    with pytest.raises(ZeroDivisionError), roles.enter("policy", dropout=0.5):
+    with roles.enter("policy", dropout=0.5):
         assert (roles.switch.active, roles.switch.dropout) == (("start", "trained"), 0.5)
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), roles.enter("policy", dropout=0.5):
+        _ = 1 / 0
     assert (roles.switch.active, roles.switch.dropout) == ((), 0.0)
 
 
