@@ -95,8 +95,10 @@ def data(file: File, words: Words = None) -> None:
     """Show the data of FILE: counts, dropped rows, lengths, duplicates, rendered rows with their trained tokens."""
     from trimtab.config import load
     from trimtab.data.inspect import inspect
+    from trimtab.train.assemble import load_text_side
 
-    inspect(load(file, words or []))
+    resolved = load(file, words or [])
+    inspect(resolved, *load_text_side(resolved))
 
 
 @app.command(context_settings=_WORDS)

@@ -60,7 +60,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         say(note)
     if config.output_dir is None:
         raise ConfigError("training needs an output_dir", where=config.origin("output_dir"), remedy="name a folder for the run")
-    wants_resume = resume or config.resume_from_checkpoint not in (None, False)
+    wants_resume = resume or bool(config.resume_from_checkpoint)
     inputs = [p for p in (*config.adapter_name_or_path, getattr(config, "reward_model", None)) if p]
     folder = RunFolder.start(
         config.output_dir,

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-class SlotLayer(DynamicLayer):
+class SlotLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its base has an untyped __init_subclass__
     """Keys and values of one layer, `[b, heads, capacity, head size]`, filled up to `length`."""
 
     is_croppable = False
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
         self.length = 0
 
@@ -31,6 +31,7 @@ class SlotLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         end = self.length + key_states.shape[-2]
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
@@ -48,11 +49,13 @@ class SlotCache(Cache):
     """One `SlotLayer` per decoder layer."""
 
     def __init__(self, layers: int, capacity: int) -> None:
-        super().__init__(layers=[SlotLayer(capacity) for _ in range(layers)])
+        self.slots = [SlotLayer(capacity) for _ in range(layers)]
+        super().__init__(layers=list(self.slots))
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows only, in this order; a row may be named several times (k completions of one prompt)."""
-        for layer in self.layers:
+        for layer in self.slots:
+            assert layer.keys is not None and layer.values is not None
             layer.keys = _select(layer.keys, rows, layer.length)
             layer.values = _select(layer.values, rows, layer.length)
 

@@ -9,21 +9,27 @@ Shapes: b rows drawing at once, v vocabulary.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from trimtab.types import Sampling
 
+Words = npt.NDArray[np.uint64]
 
-def _mix(x: np.ndarray) -> np.ndarray:
+
+def _mix(x: Words) -> Words:
     """The finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a bijection on 64-bit words that scatters every bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: Words = x ^ (x >> np.uint64(31))
+    return mixed
 
 
-def uniforms(seed: int, epoch: int, prompt: np.ndarray, sample: np.ndarray, tokens: int) -> np.ndarray:
+def uniforms(
+    seed: int, epoch: int, prompt: npt.NDArray[np.int64], sample: npt.NDArray[np.int64], tokens: int
+) -> npt.NDArray[np.float32]:
     """The draws of b completions: `[b, tokens]` float32 in [0, 1), multiples of 2^-23.
 
     A counter-based generator: the key words are absorbed one after the other, each through the mixer, and the token index is

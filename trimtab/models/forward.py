@@ -25,7 +25,7 @@ from torch import Tensor
 from trimtab.models.heads import ValueHead
 from trimtab.models.load import decoder, head_bias, head_weight
 from trimtab.ops.logprobs import logprobs_and_entropy
-from trimtab.types import TokenRow
+from trimtab.types import Scores, TokenRow
 
 Layout = Literal["auto", "padded", "shared"]
 
@@ -38,6 +38,13 @@ class TokenScores:
     logp: Float[Tensor, "b t"] | None = None
     entropy: Float[Tensor, "b t"] | None = None
     values: Float[Tensor, "b t"] | None = None
+
+    @property
+    def policy(self) -> Scores:
+        """What a policy loss reads; the LM head must have been asked for."""
+        if self.logp is None or self.entropy is None:
+            raise ValueError("these scores were computed without the LM head")
+        return Scores(logp=self.logp, entropy=self.entropy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

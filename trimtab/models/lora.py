@@ -52,7 +52,8 @@ class Adapter(nn.Module):
 class LoraLinear(nn.Module):
     """A frozen linear layer with any number of named adapters beside it.
 
-    It takes over the base layer's parameters under their own names, so the base's state dict keeps its keys.
+    It takes over the base layer's parameters under their own names, and adapters are not submodules: the base's state dict and
+    parameters stay what they were.
     """
 
     def __init__(self, base: nn.Linear, switch: Switch) -> None:
@@ -60,7 +61,7 @@ class LoraLinear(nn.Module):
         self.weight, self.bias = base.weight, base.bias
         self.in_features, self.out_features = base.in_features, base.out_features
         self.switch = switch
-        self.adapters = nn.ModuleDict()
+        self.adapters: dict[str, Adapter] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """x [... in] -> [... out]"""

@@ -47,7 +47,7 @@ class Session:
     config: Any
     tokenizer: Any
     template: templates.Template
-    data: StageData
+    data: StageData[Any]
     roles: Roles
     device: torch.device
     dtype: torch.dtype
@@ -136,7 +136,7 @@ def checkpoint_layers(roles: Roles) -> None:
     And only while gradients are wanted: a checkpointed layer of transformers drops the key/value cache that it is given, so
     sampling between two updates must find the layers as they are in evaluation.
     """
-    roles.model.gradient_checkpointing_enable({"use_reentrant": False})
+    roles.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     layers = [module for module in roles.model.modules() if hasattr(module, "gradient_checkpointing")]
 
     def follow(module: torch.nn.Module, inputs: Any) -> None:

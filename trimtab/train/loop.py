@@ -62,14 +62,16 @@ class Trainer(Protocol):
         """Take back what `state` gave."""
         ...
 
-    def finish(self) -> None:
-        """After the last step, before the last evaluation."""
+    def finish(self) -> bool:
+        """After the last step, before the last evaluation; True if it changed the model."""
         ...
 
 
 def total_steps(config: Any, steps_per_epoch: int) -> int:
     """Steps of the whole run."""
-    return config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * steps_per_epoch)
+    if config.max_steps > 0:
+        return int(config.max_steps)
+    return math.ceil(config.num_train_epochs * steps_per_epoch)
 
 
 def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
@@ -252,10 +254,11 @@ class _Progress:
 
     def resume(self) -> int:
         """The step to go on from: 0, or that of the checkpoint which the folder (or the file) names."""
-        if self.folder.opened != "resumed":
-            return 0
         named = self.config.resume_from_checkpoint
-        path = Path(named) if isinstance(named, str) and named not in ("auto", "true") else self.folder.latest_checkpoint()
+        path = Path(named) if named and named != "auto" else None
+        if path is None and self.folder.opened != "resumed":
+            return 0
+        path = path or self.folder.latest_checkpoint()
         if path is None:
             say("no whole checkpoint: starting from the first step")
             self.folder.truncate_after(-1)
@@ -317,7 +320,8 @@ class _Progress:
             self.folder.write_results("eval", {f"eval_{name.replace('/', '_')}": v for name, v in self.last_eval.items()})
         self._write_state(None)
         self.folder.update_manifest(measured=measured, steps=self.step)
-        for finding in diagnose.diagnose(self.rows, dump_resolved(config)):
+        settings = {**dump_resolved(config), "compute_dtype": str(session.dtype).removeprefix("torch.")}
+        for finding in diagnose.diagnose(self.rows, settings):
             say(str(finding))
 
     def _write_state(self, into: Path | None) -> None:

@@ -20,7 +20,7 @@ from trimtab.train.assemble import POLICY, REWARD, Session
 from trimtab.train.loop import Figures
 from trimtab.train.optim import make_adamw
 from trimtab.train.step import Forward, backward_rows, backward_tokens, clip_and_step
-from trimtab.types import Pair, PairBatch, Sampling, Scores, TokenBatch, TokenRow, take
+from trimtab.types import Pair, PairBatch, Sampling, TokenBatch, TokenRow, take
 
 
 class OfflineTrainer:
@@ -60,7 +60,7 @@ class OfflineTrainer:
             self.role,
             rows,
             reduction_weights(mask, self.algorithm.reduction),
-            lambda scores, which: self.algorithm.loss(Scores(logp=scores.logp, entropy=scores.entropy), take(batch, which)),
+            lambda scores, which: self.algorithm.loss(scores.policy, take(batch, which)),
             how,
             names=names,
         )
@@ -139,7 +139,7 @@ class OfflineTrainer:
         reference = self.pair_rows(self.rows[:256])[::2]
         scores = score_rows_as(self.session.roles, self.role, reference, budget=self.session.budget)
         with torch.no_grad():
-            head.summary.bias -= sum(scores) / len(scores)
+            head.summary.bias.sub_(sum(scores) / len(scores))
         return True
 
 

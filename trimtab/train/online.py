@@ -30,7 +30,7 @@ from trimtab.train.offline import score_tasks
 from trimtab.train.optim import make_adamw
 from trimtab.train.rollout import Collected, collect, completion_row, reward_completions, score_role
 from trimtab.train.step import Forward, Sums, backward_tokens, clip_and_step
-from trimtab.types import LossTerms, Prompt, RolloutBatch, Sampling, Scores, take
+from trimtab.types import LossTerms, Prompt, RolloutBatch, Sampling, take
 
 SHOWN = 4
 """Samples of each logged step that go into samples.jsonl; evaluations write all of theirs."""
@@ -219,8 +219,7 @@ class _Minibatch:
 
         def loss(scores: TokenScores, which: list[int]) -> LossTerms:
             part = take(self.batch, which)
-            assert scores.logp is not None and scores.entropy is not None
-            terms = algorithm.policy_loss(Scores(logp=scores.logp, entropy=scores.entropy), part)
+            terms = algorithm.policy_loss(scores.policy, part)
             if only_critic:
                 terms = LossTerms(loss=terms.loss * 0, means=terms.means, maxima=terms.maxima)
             if not on_policy:

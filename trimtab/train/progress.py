@@ -31,6 +31,8 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
         task = progress.add_task(title, total=total, completed=done, note="")
 
         def advance(amount: int = 1, note: str | None = None) -> None:
-            progress.update(task, advance=amount, **({} if note is None else {"note": note}))
+            progress.advance(task, amount)
+            if note is not None:
+                progress.update(task, note=note)
 
         yield advance

@@ -1,4 +1,4 @@
-"""One optimizer step: forward, loss, backward, role by role and micro-batch by micro-batch. The only `.backward()` in trimtab.
+"""One optimizer step: forward, loss, backward, role by role and micro-batch by micro-batch. The only backward pass in trimtab.
 
 The weights of every token (one over the denominator) are fixed on the whole optimizer batch before it is cut, so the loss is a plain
 sum over micro-batches and neither it nor its gradient depends on the cut. A role is entered, computed and backpropagated before
@@ -92,7 +92,7 @@ def backward_tokens(
             )
             terms = loss(scores, chunk)
             total = _total(terms.loss, weights[chunk], scores.mask, chunk, names)
-            (coefficient * total).backward()
+            torch.autograd.backward(coefficient * total)
         sums.add(terms, scores.mask, total)
     return sums
 
@@ -119,7 +119,7 @@ def backward_rows(
             terms = loss(scores.view(-1, unit), entries)
             mask = torch.ones(len(entries), dtype=torch.bool, device=scores.device)
             total = _total(terms.loss, weights[entries], mask, entries, names)
-            total.backward()
+            torch.autograd.backward(total)
         sums.add(terms, mask, total)
     return sums
 
