@@ -27,13 +27,20 @@ class ModelReward:
 def score_rows_as(
     roles: Roles, role: str, rows: Sequence[TokenRow], *, budget: int, layout: Layout = "padded", unit: int = 1
 ) -> list[float]:
-    """Scores of any number of rows, in order, without gradients: the one scoring path of evaluation, PPO and `get_scores`."""
-    scores = [0.0] * len(rows)
-    for chunk in plan(rows, budget, layout=layout, unit=unit):
+    """Scores of any number of rows, in order, without gradients: the one scoring path of evaluation, PPO and `get_scores`.
+
+    Equal rows are scored once, so that a text cut at its end and the same text finished have the same score to the last bit.
+    """
+    distinct = list(dict.fromkeys(rows)) if unit == 1 else list(rows)
+    scores = [0.0] * len(distinct)
+    for chunk in plan(distinct, budget, layout=layout, unit=unit):
         with torch.no_grad(), roles.enter(role) as spec:
             if spec.head is None:
                 raise RuntimeError(f"role {role!r} has no head")
-            found = score_rows(roles.model, [rows[i] for i in chunk], spec.head, layout=layout)
+            found = score_rows(roles.model, [distinct[i] for i in chunk], spec.head, layout=layout)
         for i, value in zip(chunk, found.tolist(), strict=True):
             scores[i] = value
-    return scores
+    if unit != 1:
+        return scores
+    by_row = dict(zip(distinct, scores, strict=True))
+    return [by_row[row] for row in rows]

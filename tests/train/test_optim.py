@@ -1,0 +1,66 @@
+"""Schedules against transformers', AdamW against hand arithmetic."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from trimtab.train.optim import make_adamw, schedule, set_learning_rate
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_schedules_are_those_of_transformers(kind: str, warmup: int) -> None:
+    rate, total = 0.25, 20
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+    theirs = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    for step in range(total):
+        # their polynomial ends at 1e-7 and ours at 0
+        expected = optimizer.param_groups[0]["lr"]
+        assert rate * schedule(kind, step, total, warmup) == pytest.approx(expected, abs=2e-7), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_schedule_by_hand() -> None:
+    assert [schedule("linear", step, 6, 2) for step in range(7)] == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert schedule("cosine", 3, 4, 2) == pytest.approx(0.5)
+    assert schedule("linear", 9, 6, 2) == 0.0
+    with pytest.raises(ValueError, match="wsd"):
+        schedule("wsd", 0, 1, 0)
+
+
+def test_adamw_by_hand() -> None:
+    """Two steps of arXiv:1711.05101, algorithm 2, with the decay times the learning rate."""
+    beta1, beta2, eps, decay, rate = 0.9, 0.99, 1e-3, 0.1, 0.5
+    matrix = torch.nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
+    bias = torch.nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+    config = SimpleNamespace(weight_decay=decay, adam_beta1=beta1, adam_beta2=beta2, adam_epsilon=eps)
+    optimizer = make_adamw({"w": matrix, "b": bias}, config, rate)
+    values, m, v = [1.0, -2.0, 3.0], [0.0] * 3, [0.0] * 3
+    decays = [decay, decay, 0.0]  # biases are not decayed
+    for step, gradient in enumerate(([0.1, -0.4, 2.0], [0.3, 0.2, -1.0]), 1):
+        matrix.grad = torch.tensor([gradient[:2]], dtype=torch.float64)
+        bias.grad = torch.tensor(gradient[2:], dtype=torch.float64)
+        optimizer.step()
+        for i, g in enumerate(gradient):
+            m[i] = beta1 * m[i] + (1 - beta1) * g
+            v[i] = beta2 * v[i] + (1 - beta2) * g * g
+            m_hat, v_hat = m[i] / (1 - beta1**step), v[i] / (1 - beta2**step)
+            values[i] = values[i] * (1 - rate * decays[i]) - rate * m_hat / (math.sqrt(v_hat) + eps)
+        assert [*matrix[0].tolist(), *bias.tolist()] == pytest.approx(values, rel=1e-6)
+
+
+def test_one_rate_for_all_groups() -> None:
+    config = SimpleNamespace(weight_decay=0.0, adam_beta1=0.9, adam_beta2=0.99, adam_epsilon=1e-8)
+    parameters = {"w": torch.nn.Parameter(torch.zeros(2, 2)), "b": torch.nn.Parameter(torch.zeros(2))}
+    optimizer = make_adamw(parameters, config, 1.0)
+    set_learning_rate(optimizer, 0.125)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+    assert len(make_adamw({"b": parameters["b"]}, config, 1.0).param_groups) == 1
