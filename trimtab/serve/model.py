@@ -1,0 +1,204 @@
+"""From a file to the model that it serves: base, adapters, and a value head if the model is a reward model.
+
+A file for inference names its adapters. A training file serves what it trained, from its own output_dir. Whether a value head beside
+an adapter makes it a reward model:
+
+    stage: rm in the file                        a reward model; a missing head is an error
+    a head with our record (`value_head.json`)   a reward model, unless the run that left it was PPO: then it is the critic's
+    a head without one, another stage            either: other tools leave one beside a policy too, so it may write and score
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from trimtab.config import StageConfig
+from trimtab.data.templates import Template
+from trimtab.engine.generator import ForwardGenerator
+from trimtab.errors import ModelError, RunError
+from trimtab.models import lora
+from trimtab.models.heads import RECORD, WEIGHTS, HeadRecord, load_head
+from trimtab.models.load import resolve_model
+from trimtab.models.roles import Roles
+from trimtab.rundir import CONFIG, read_json
+from trimtab.train.assemble import POLICY, REWARD, load_parts, stack_adapters
+from trimtab.train.device import default_micro_batch_tokens
+from trimtab.train.progress import say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a file serves, before anything is loaded.
+
+    Attributes:
+        config: the file; for a reward model with the template, system message and length that it was trained with.
+        folders: adapter folders, stacked in this order.
+        home: where the value head would be: the last adapter, or the base.
+        scores, writes: what the model may be asked for.
+    """
+
+    config: StageConfig
+    folders: tuple[str, ...]
+    home: Path
+    scores: bool
+    writes: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A loaded model. Its roles are `policy` and, where there is a record, `reward`.
+
+    Attributes:
+        adapters: names of the stacked adapters.
+        record: how scores are read; None without a value head.
+        writes: it may be asked for answers (a reward model may not).
+    """
+
+    config: StageConfig
+    roles: Roles
+    tokenizer: Any
+    template: Template
+    device: torch.device
+    dtype: torch.dtype
+    base: str
+    fingerprint: dict[str, Any]
+    adapters: tuple[str, ...]
+    record: HeadRecord | None
+    writes: bool
+
+    @property
+    def budget(self) -> int:
+        """Tokens of one scoring pass."""
+        return self.config.micro_batch_tokens or default_micro_batch_tokens(self.device)
+
+    @property
+    def window(self) -> int | None:
+        """Most tokens of prompt and answer that the model was made for."""
+        return getattr(self.roles.model.config.get_text_config(), "max_position_embeddings", None)
+
+    def decode(self, ids: Any, *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def generator(self) -> ForwardGenerator:
+        """The engine that writes answers.
+
+        Raises:
+            ModelError: this is a reward model.
+        """
+        if not self.writes:
+            raise ModelError(
+                "this is a reward model: it scores answers and writes none",
+                where=self.config.origin("adapter_name_or_path"),
+                why="its adapter was trained for its value head, and text from it would mean nothing",
+                remedy="use get_scores, or name the adapter of an sft or ppo run",
+            )
+        return ForwardGenerator(
+            roles=self.roles, role=POLICY, stop_ids=self.template.stop_ids, decode=lambda ids: self.decode(ids)
+        )
+
+
+def find_served(config: StageConfig) -> Source:
+    """Which adapters and head a file means.
+
+    Raises:
+        TrimtabError: an adapter that is not there or is of a kind we do not compute, or nothing trained yet.
+    """
+    folders = adapter_folders(config)
+    for folder in folders:
+        lora.read_config(Path(folder))  # now: the base takes its time to load
+    home = Path(folders[-1]) if folders else resolve_model(cast(Any, config))
+    scores, writes = _uses(config, home)
+    return Source(
+        config=_as_trained(config, home) if scores else config,
+        folders=folders,
+        home=home,
+        scores=scores,
+        writes=writes,
+    )
+
+
+def load_served(source: Source) -> Served:
+    """Load it.
+
+    Raises:
+        TrimtabError: a model, adapter or head that cannot be found or does not fit.
+    """
+    config = source.config
+    roles, tokenizer, template, device, dtype, base, fingerprint = load_parts(config)
+    names = stack_adapters(roles, source.folders, fingerprint)
+    roles.define(POLICY, *names)
+    record = None
+    if source.scores:
+        head, record = load_head(source.home, roles.model.config.get_text_config().hidden_size)
+        if not (source.home / RECORD).is_file():
+            say(
+                f"{source.home}: a value head without our record: read at the last token of the whole rendered dialogue"
+            )
+        if config.written("reward_readout"):
+            record = replace(record, readout=config.reward_readout)
+        roles.define(REWARD, *names, head=head)
+    return Served(
+        config=config,
+        roles=roles,
+        tokenizer=tokenizer,
+        template=template,
+        device=device,
+        dtype=dtype,
+        base=base,
+        fingerprint=fingerprint,
+        adapters=names,
+        record=record,
+        writes=source.writes,
+    )
+
+
+def adapter_folders(config: StageConfig) -> tuple[str, ...]:
+    """The adapters of an inference file, or the one that a training file has left in its output_dir.
+
+    Raises:
+        RunError: the training file has not been trained yet.
+    """
+    if config.do_infer:
+        return config.adapter_name_or_path
+    trained = config.output_dir or ""
+    if not (Path(trained) / lora.CONFIG).is_file():
+        raise RunError(
+            f"nothing has been trained in {trained!r} yet",
+            where=config.origin("output_dir"),
+            why="a file with do_train: true serves the model that it trained",
+            remedy="train it first, or write do_train=false to use the model and adapters that the file names",
+        )
+    say(f"the model that this file trained: {trained}")
+    return (trained,)
+
+
+def _uses(config: StageConfig, home: Path) -> tuple[bool, bool]:
+    """(scores, writes) by the table at the top of this file."""
+    if config.stage == "rm":
+        return True, False
+    if not any((home / name).is_file() for name in (WEIGHTS, "value_head.bin")):
+        return False, True
+    run = home.parent if home.name.startswith("checkpoint-") else home
+    if read_json(run / CONFIG, {}).get("stage") == "ppo":
+        return False, True
+    return True, not (home / RECORD).is_file()
+
+
+def _as_trained(config: StageConfig, home: Path) -> StageConfig:
+    """The file with the template, system message and length that the reward model was trained with, where it names none."""
+    recorded = read_json(home / RECORD, {})
+    update = {}
+    for key in ("template", "default_system", "cutoff_len"):
+        value = recorded.get(key)
+        if value is None or value == getattr(config, key):
+            continue
+        if config.written(key):
+            say(f"{config.origin(key)}: {getattr(config, key)!r}; this reward model was trained with {value!r}")
+        else:
+            update[key] = value
+    return config.model_copy(update=update)

@@ -1,0 +1,231 @@
+"""Answers to a whole data set, in the order of its rows; with stage rm, scores of its pairs.
+
+| file | what it holds |
+|---|---|
+| `generated_predictions.jsonl` | a row per data row: prompt, predict, label; finish and row (`file:number`). Stage rm: chosen, rejected |
+| `predict_results.json` | `predict_exact_match` and every eval task of the file; stage rm: `predict_accuracy`, `predict_margin` |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.config import StageConfig
+from trimtab.data.loader import StageData, load_data
+from trimtab.errors import ConfigError, ModelError, RunError
+from trimtab.rewards.model import score_rows_as
+from trimtab.rundir import PREDICT_RESULTS, PREDICTIONS, RunFolder
+from trimtab.serve.answer import Text, answer
+from trimtab.serve.model import find_served, load_served
+from trimtab.train.assemble import REWARD, Session, load_text_side
+from trimtab.train.offline import score_tasks
+from trimtab.train.progress import bar, say
+from trimtab.types import Prompt
+
+BLOCK = 256  # rows between two writes
+
+Figures = dict[str, float]
+
+
+def predict(config: StageConfig) -> RunFolder:
+    """Answer (stage rm: score) the rows of eval_dataset, or the rows held out by val_size, or those of dataset.
+
+    Nothing in output_dir is touched but the two files of predictions.
+
+    Raises:
+        ConfigError: no output_dir, or no data set.
+        RunError: output_dir holds predictions already and overwrite_output_dir is not true.
+        TrimtabError: data, model or adapters that cannot be used.
+    """
+    folder = _open(config)
+    with folder:
+        for note in config.notes:
+            say(note)
+        source = find_served(config)
+        if not source.writes and config.stage != "rm":
+            raise ModelError(
+                "this is a reward model: it scores pairs of answers and writes none",
+                where=config.origin("adapter_name_or_path"),
+                remedy="write stage: rm, with a data set of preferences; or name the adapter of an sft or ppo run",
+            )
+        tokenizer, template = load_text_side(source.config)
+        data = _rows(source.config, tokenizer, template)  # before the model: most mistakes are here
+        for line in data.report.lines():
+            say(line)
+        served = load_served(source)
+        session = Session(
+            config=served.config,
+            tokenizer=served.tokenizer,
+            template=served.template,
+            data=data,
+            roles=served.roles,
+            device=served.device,
+            dtype=served.dtype,
+            budget=served.budget,
+            layout="padded",
+            base=served.base,
+            fingerprint=served.fingerprint,
+            record=served.record,
+        )
+        (folder.path / PREDICT_RESULTS).unlink(missing_ok=True)  # of older predictions, which go now
+        predict_session(session, folder)
+    return folder
+
+
+def predict_session(session: Session, folder: RunFolder) -> Figures:
+    """Predictions on the held-out rows of a session, written into `folder`; returns the figures of predict_results.json."""
+    started = time.monotonic()
+    count = len(session.data.eval if session.config.stage == "rm" else session.data.eval_prompts)
+    if count == 0:
+        say(f"no predictions: stage {session.config.stage} has no held-out prompts here")
+        return {}
+    with bar("predict", count) as advance:
+        figures = (_score_pairs if session.config.stage == "rm" else _answer_prompts)(session, folder, advance)
+    seconds = time.monotonic() - started
+    figures = {
+        "predict_samples": count,
+        **{f"predict_{name}": value for name, value in figures.items()},
+        "predict_runtime": round(seconds, 2),
+        "predict_samples_per_second": round(count / max(seconds, 1e-9), 3),
+    }
+    folder.write_results("predict", figures)
+    say(f"{folder.path / PREDICTIONS}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return figures
+
+
+def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int], None]) -> Figures:
+    config, prompts = session.config, session.data.eval_prompts
+    max_length = config.max_length if config.max_new_tokens is None else None
+    window = getattr(session.roles.model.config.get_text_config(), "max_position_embeddings", None)
+    skip = config.skip_special_tokens
+    plain = Text(decode=_decoder(session, skip=True), stop_ids=session.template.stop_ids)
+    shown = plain if skip else Text(decode=_decoder(session, skip=False))
+    generator = session.generator()
+    texts: list[str] = []
+    finished = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal finished
+        for start in range(0, len(prompts), BLOCK):
+            block = prompts[start : start + BLOCK]
+            completions = answer(
+                generator, block, config.chat_sampling, max_length=max_length, window=window, progress=advance
+            )
+            for prompt, completion in zip(block, completions, strict=True):
+                texts.append(plain.whole(completion.token_ids))
+                finished += completion.finished
+                yield {
+                    "prompt": shown.decode(prompt.token_ids),
+                    "predict": shown.whole(completion.token_ids),
+                    "label": _label(prompt) or "",
+                    "finish": "length" if completion.finish == "length" else "stop",
+                    "row": str(prompt.example.origin),
+                }
+
+    folder.write_predictions(rows())
+    labelled = [i for i, prompt in enumerate(prompts) if _label(prompt) is not None]
+    figures: Figures = {"finished_rate": finished / len(prompts)}
+    if len(labelled) < len(prompts):
+        say(f"{len(prompts) - len(labelled)} of {len(prompts)} rows have no answer to compare with")
+        figures["labelled"] = len(labelled)
+    if labelled:
+        tasks = dict.fromkeys(("exact_match", *config.eval_tasks))
+        figures |= score_tasks(tasks, [texts[i] for i in labelled], [prompts[i] for i in labelled])
+    return figures
+
+
+def _score_pairs(session: Session, folder: RunFolder, advance: Callable[[int], None]) -> Figures:
+    leads: list[float] = []
+    sums = [0.0, 0.0]
+
+    def rows() -> Iterator[dict[str, Any]]:
+        pairs = session.data.eval
+        for start in range(0, len(pairs), BLOCK):
+            block = pairs[start : start + BLOCK]
+            flat = [row for pair in block for row in (pair.chosen, pair.rejected)]
+            scores = score_rows_as(session.roles, REWARD, flat, budget=session.budget, layout=session.layout, unit=2)
+            for pair, chosen, rejected in zip(block, scores[::2], scores[1::2], strict=True):
+                leads.append(chosen - rejected)
+                sums[0] += chosen
+                sums[1] += rejected
+                advance(1)
+                yield {"chosen": chosen, "rejected": rejected, "row": str(pair.example.origin)}
+
+    folder.write_predictions(rows())
+    return {
+        "accuracy": sum(lead > 0 for lead in leads) / len(leads),  # a tie is an error
+        "margin": sum(leads) / len(leads),
+        "reward_chosen": sums[0] / len(leads),
+        "reward_rejected": sums[1] / len(leads),
+    }
+
+
+def _decoder(session: Session, *, skip: bool) -> Callable[[Any], str]:
+    return lambda ids: str(session.tokenizer.decode(list(ids), skip_special_tokens=skip))
+
+
+def _label(prompt: Prompt) -> str | None:
+    """The answer to compare with, if the row has one."""
+    message = prompt.example.response or prompt.example.chosen
+    return None if message is None else message.content
+
+
+def _open(config: StageConfig) -> RunFolder:
+    """output_dir, made and locked."""
+    if config.output_dir is None:
+        raise ConfigError(
+            "predictions need an output_dir",
+            where=config.origin("output_dir"),
+            why=f"{PREDICTIONS} is written there",
+            remedy="name a folder: output_dir: FOLDER",
+        )
+    folder = RunFolder(config.output_dir)
+    there = [name for name in (PREDICTIONS, PREDICT_RESULTS) if (folder.path / name).exists()]
+    if there and not config.overwrite_output_dir:
+        raise RunError(
+            f"{folder.path} holds predictions already",
+            where=config.origin("output_dir"),
+            why=f"{there[0]} would be overwritten",
+            remedy="choose another output_dir, or write overwrite_output_dir: true (nothing else there is touched)",
+        )
+    try:
+        Path(folder.path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make the folder {folder.path.absolute()}",
+            where="output_dir",
+            why=str(error),
+            remedy="choose another",
+        ) from error
+    folder.lock(say=say)
+    return folder
+
+
+def _rows(config: StageConfig, tokenizer: Any, template: Any) -> StageData[Any]:
+    """The data with what is to be predicted as its held-out rows.
+
+    Prompts are read as for an online stage, where a row needs no answer; but rows that val_size holds out of a training set are
+    split off exactly as in training.
+    """
+    if not (config.eval_dataset or config.dataset):
+        raise ConfigError(
+            "there is nothing to predict",
+            where=config.origin("eval_dataset"),
+            why="neither eval_dataset nor dataset names a data set",
+            remedy="add eval_dataset: NAME (as in dataset_info.json)",
+        )
+    split = bool(config.val_size) and not config.eval_dataset
+    update: dict[str, Any] = {}
+    if config.stage != "rm" and not split:
+        update["stage"] = "ppo"
+    if config.eval_dataset:
+        update["dataset"] = ()
+    data: StageData[Any] = load_data(config.model_copy(update=update), tokenizer, template)
+    if config.eval_dataset or split:
+        return data
+    prompts = data.train if config.stage != "rm" else []
+    return replace(data, train=[], eval=data.train, eval_examples=data.train_examples, eval_prompts=prompts)
