@@ -412,6 +412,11 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
     for key in ("load_best_model_at_end", "early_stopping_steps"):
         if config.do_train and getattr(config, key) and config.eval_strategy == "no":
             wrong(key, "needs evaluations", "checkpoints are ranked by them", "set eval_strategy: steps and val_size")
+    if config.load_best_model_at_end and config.save_only_model:
+        wrong(
+            "load_best_model_at_end", "needs whole checkpoints", "save_only_model leaves out the weights in full precision",
+            "delete one of the two",
+        )  # fmt: skip
     if config.load_best_model_at_end and config.save_strategy == "no":
         wrong("load_best_model_at_end", "needs checkpoints", "save_strategy is no", "set save_strategy: steps")
     if config.interleave_probs and config.mix_strategy == "concat":

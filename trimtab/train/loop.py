@@ -19,10 +19,11 @@ from torch import nn
 
 from trimtab import diagnose
 from trimtab.config import dump_resolved
+from trimtab.errors import ConfigError
 from trimtab.models import lora
 from trimtab.models.heads import HeadRecord, save_head
 from trimtab.models.roles import Roles
-from trimtab.rundir import RunFolder, checkpoint_step, write_json
+from trimtab.rundir import RunFolder, write_json
 from trimtab.train.assemble import BASE_RECORD, Session
 from trimtab.train.device import PeakMemory
 from trimtab.train.optim import schedule, set_learning_rate
@@ -71,7 +72,7 @@ def total_steps(config: Any, steps_per_epoch: int) -> int:
     """Steps of the whole run."""
     if config.max_steps > 0:
         return int(config.max_steps)
-    return math.ceil(config.num_train_epochs * steps_per_epoch)
+    return math.ceil(float(config.num_train_epochs) * steps_per_epoch)
 
 
 def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
@@ -86,6 +87,9 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
             progress.evaluate(0)
         with bar(config.stage, total, start) as advance:
             for number in range(start, total):
+                if progress.patience_is_over():
+                    say(f"stopped at step {number}: no better evaluation in the last {config.early_stopping_steps}")
+                    break
                 warmup = config.warmup(total)
                 factor = schedule(config.lr_scheduler_type, number, total, warmup)
                 for role, optimizer in trainer.optimizers.items():
@@ -98,9 +102,6 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                     progress.evaluate(number + 1)
                 if progress.due("save", number + 1) and number + 1 < total:
                     progress.save(number + 1)
-                if progress.patience_is_over():
-                    say(f"stopped at step {number + 1}: no better evaluation in the last {config.early_stopping_steps}")
-                    break
         progress.end(memory)
     return progress.last_eval
 
@@ -131,6 +132,7 @@ class _Progress:
         self.completions = 0
         self.last_eval: Figures = {}
         self.evaluated_at = -1
+        self.saved_at = -1
         self.best: float | None = None
         self.best_step: int | None = None
         self.evaluations_since_best = 0
@@ -171,8 +173,8 @@ class _Progress:
                 epoch=row["epoch"],
             )
 
-    def evaluate(self, step: int) -> None:
-        """Evaluate, write the row, keep the best."""
+    def evaluate(self, step: int, *, rank: bool = True) -> None:
+        """Evaluate, write the row, keep the best if these weights are a candidate."""
         figures = self.trainer.evaluate(step)
         self.evaluated_at = step
         if not figures:
@@ -192,13 +194,21 @@ class _Progress:
                 epoch=row["epoch"],
             )
         say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in named.items()))
-        self._rank(step, figures)
+        if rank:
+            self._rank(step, figures)
 
     def _rank(self, step: int, figures: Figures) -> None:
         name, greater = self.trainer.best_metric
         if self.config.metric_for_best_model:
             name = self.config.metric_for_best_model.removeprefix("eval_").removeprefix("eval/")
-            greater = "loss" not in name and "nll" not in name
+            greater = not any(word in name for word in ("loss", "nll", "perplexity", "error"))
+            if name not in figures:
+                raise ConfigError(
+                    f"no evaluation gives a metric {self.config.metric_for_best_model!r}",
+                    where=self.config.origin("metric_for_best_model"),
+                    why="checkpoints could not be ranked, and no best one be found",
+                    remedy=f"name one of: {', '.join(figures)}",
+                )
         if self.config.greater_is_better is not None:
             greater = self.config.greater_is_better
         if name not in figures or step == 0:
@@ -237,6 +247,7 @@ class _Progress:
             self._write_state(path)
             if not self.config.save_only_model:
                 save_state(path, _weights(self.session.roles), self.trainer.optimizers, self._values(step))
+        self.saved_at = step
         self.folder.prune(self.config.save_total_limit, keep=best)
 
     def _values(self, step: int) -> dict[str, Any]:
@@ -266,6 +277,7 @@ class _Progress:
         state = load_state(path, _weights(self.session.roles), self.trainer.optimizers)
         step = int(state["step"])
         self.step, self.tokens, self.completions = step, state["tokens"], state["completions"]
+        self.saved_at = step if path == self.folder.checkpoint_path(step) else -1
         self.clock.before = state["seconds"]
         self.best, self.best_step = state["best"], state["best_step"]
         self.evaluations_since_best, self.losses = state["evaluations_since_best"], list(state["losses"])
@@ -280,18 +292,20 @@ class _Progress:
         return step
 
     def end(self, memory: PeakMemory) -> None:
-        """Best model back, last evaluation, final files."""
+        """Last checkpoint, best model back, last evaluation, final files."""
         config, session = self.config, self.session
+        # before the best model is loaded: checkpoint-N holds the weights of step N
+        if config.save_strategy != "no" and self.saved_at != self.step:
+            self.save(self.step)
+        loaded = False
         best = self.folder.checkpoint_path(self.best_step) if self.best_step is not None else None
         if config.load_best_model_at_end and best is not None and self.best_step != self.step and best.exists():
             load_state(best, _weights(session.roles), self.trainer.optimizers)
-            say(f"loaded the best model: {best.name}, {self.trainer.best_metric[0]} {self.best:.4g}")
-            self.evaluated_at = -1
-        changed = self.trainer.finish()
+            say(f"loaded the best model: {best.name}, {config.metric_for_best_model or self.trainer.best_metric[0]} {self.best:.4g}")
+            loaded = True
+        changed = self.trainer.finish() or loaded
         if session.data.eval and (changed or self.evaluated_at != self.step) and (config.do_eval or config.eval_strategy != "no"):
-            self.evaluate(self.step)
-        if config.save_strategy != "no" and not (best is not None and checkpoint_step(best) == self.step):
-            self.save(self.step)
+            self.evaluate(self.step, rank=not changed)
         with self.folder.staged() as path:
             save_model(session, path)
         if config.stage == "ppo" and config.critic == "adapter":
