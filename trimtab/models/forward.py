@@ -98,7 +98,8 @@ def _parts(rows: Sequence[TokenRow], tree: list[int], budget: int) -> list[list[
 def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", unit: int = 1) -> list[list[int]]:
     """Cut rows into micro-batches of at most `budget` tokens, padding counted; a sequence longer than that goes alone.
 
-    Sequences are sorted by length, so little is padded. Losses do not depend on the cut (weights are fixed before it).
+    Sequences are sorted by length, and a micro-batch is closed when its padding would cost more than another pass does (taken as
+    a sixteenth of the budget). Losses do not depend on the cut: weights are fixed before it.
 
     Args:
         unit: rows that belong together are consecutive, this many at a time (2 for pairs), and are never separated.
@@ -126,7 +127,8 @@ def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", un
     sequences: dict[object, int] = {}
     for _, block in sized:
         longer = extended(sequences, block)
-        if cut and max(longer.values()) * len(longer) <= budget:
+        area = max(longer.values()) * len(longer)
+        if cut and area <= budget and area - sum(longer.values()) <= budget // 16:
             cut[-1].extend(block)
             sequences = longer
         else:

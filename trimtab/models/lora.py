@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +87,7 @@ def inject(model: nn.Module, targets: Iterable[str], switch: Switch) -> dict[str
         AdapterError: a target that names no linear layer of this model.
     """
     wanted = list(targets)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | LoraLinear) and m is not head}
     if wanted == ["all"]:
         chosen = linear
