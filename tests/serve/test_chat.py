@@ -339,9 +339,8 @@ def test_the_head_beside_an_adapter_makes_a_reward_model(
     model = ChatModel(reward_args)
     assert not model.served.writes
     # but the head that a PPO run leaves beside its policy is its critic's
-    folder = Path(shutil.copytree(policy, tmp_path / "ppo" / "checkpoint-3"))
-    save_head(ValueHead(64), folder, HeadRecord())
-    (tmp_path / "ppo" / "config.resolved.json").write_text('{"stage": "ppo"}', encoding="utf-8")
+    folder = Path(shutil.copytree(policy, tmp_path / "ppo"))
+    save_head(ValueHead(64), folder, HeadRecord(purpose="critic"))
     model = ChatModel({**reward_args, "adapter_name_or_path": str(folder)})
     assert model.chat(QUESTION)
     with pytest.raises(ModelError, match="no value head"):

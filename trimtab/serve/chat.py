@@ -19,7 +19,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from trimtab.config import StageConfig, load
-from trimtab.data.encode import encode_dialogue, scored_row
+from trimtab.data.encode import encode_dialogue
 from trimtab.data.formats.dialogue import ANSWERING, ASKING, check_order
 from trimtab.data.formats.layout import UnusableCell
 from trimtab.data.templates import Template
@@ -27,6 +27,7 @@ from trimtab.data.tokenizer import encode_plain
 from trimtab.engine.generator import Token
 from trimtab.errors import ConfigError, DataError, ModelError
 from trimtab.registry import nearest
+from trimtab.rewards import with_tail
 from trimtab.rewards.model import score_rows_as
 from trimtab.serve.answer import Text, answer, limits
 from trimtab.serve.model import find_served, load_served
@@ -193,8 +194,8 @@ class ChatModel:
         Args:
             messages: whole rendered dialogues as strings, or lists of messages that end with the answer to be scored. A dialogue
                 is read at its end marker. A string that does not end in it is read at its last token, with a warning; what a
-                template writes after the marker may be there or not. A head that another tool has saved is read at the last
-                token of the whole, as it was trained.
+                template writes after the marker may be there or not. A head that is read at the last token (`reward_readout`;
+                those of other tools) is read there in both forms.
 
         Returns:
             one number per dialogue, whatever the company it is scored in.
@@ -226,12 +227,6 @@ class ChatModel:
         """`get_scores`, off the event loop."""
         return await asyncio.to_thread(self.get_scores, messages)
 
-    @property
-    def _whole_template(self) -> bool:
-        """Are rows scored after what follows the end marker? Only for heads of other tools, which were trained there."""
-        record = self.served.record
-        return record is not None and record.readout == "last" and record.template is None
-
     def _dialogue_row(self, messages: Any, number: int) -> TokenRow:
         dialogue = read_messages(messages)
         if not dialogue or dialogue[-1].role not in ANSWERING:
@@ -246,15 +241,11 @@ class ChatModel:
         row = encode_dialogue(
             asked, last.content, served.template, served.tokenizer, cutoff_len=served.config.cutoff_len
         )
-        if self._whole_template and served.template.after_end:
-            start = row.scored[0]
-            ids = served.template.encode_answer(served.tokenizer, last.content, newline=True)
-            return scored_row(row.token_ids[:start], ids)
-        return row
+        return with_tail(row, served.tail)
 
     def _string_row(self, text: str, number: int) -> TokenRow:
         served, template = self.served, self.served.template
-        if not self._whole_template and text.endswith(template.end_marker + template.after_end):
+        if not served.tail and text.endswith(template.end_marker + template.after_end):
             text = text.removesuffix(template.after_end)
         ids = encode_rendered(text, template, served.tokenizer)
         if not ids:

@@ -51,7 +51,7 @@ def export(config: StageConfig) -> Path:
     if config.export_dir is None:
         raise ConfigError(
             "export needs an export_dir",
-            where=config.origin("export_dir"),
+            where="export_dir",
             remedy="name a folder for the merged model: export_dir: FOLDER",
         )
     target = Path(config.export_dir)

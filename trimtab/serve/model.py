@@ -4,7 +4,7 @@ A file for inference names its adapters. A training file serves what it trained,
 an adapter makes it a reward model:
 
     stage: rm in the file                        a reward model; a missing head is an error
-    a head with our record (`value_head.json`)   a reward model, unless the run that left it was PPO: then it is the critic's
+    a head with our record (`value_head.json`)   what the record says: a reward model, or a policy with its critic's head
     a head without one, another stage            either: other tools leave one beside a policy too, so it may write and score
 """
 
@@ -24,7 +24,8 @@ from trimtab.models import lora
 from trimtab.models.heads import RECORD, WEIGHTS, HeadRecord, load_head
 from trimtab.models.load import resolve_model
 from trimtab.models.roles import Roles
-from trimtab.rundir import CONFIG, read_json
+from trimtab.rewards import readout_tail
+from trimtab.rundir import read_json
 from trimtab.train.assemble import POLICY, REWARD, load_parts, stack_adapters
 from trimtab.train.device import default_micro_batch_tokens
 from trimtab.train.progress import say
@@ -69,6 +70,11 @@ class Served:
     adapters: tuple[str, ...]
     record: HeadRecord | None
     writes: bool
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """What follows the end marker in rows that are scored."""
+        return () if self.record is None else readout_tail(self.template, self.tokenizer, self.record.readout)
 
     @property
     def budget(self) -> int:
@@ -183,10 +189,10 @@ def _uses(config: StageConfig, home: Path) -> tuple[bool, bool]:
         return True, False
     if not any((home / name).is_file() for name in (WEIGHTS, "value_head.bin")):
         return False, True
-    run = home.parent if home.name.startswith("checkpoint-") else home
-    if read_json(run / CONFIG, {}).get("stage") == "ppo":
+    recorded = read_json(home / RECORD, {})
+    if recorded.get("purpose") == "critic":
         return False, True
-    return True, not (home / RECORD).is_file()
+    return True, not recorded
 
 
 def _as_trained(config: StageConfig, home: Path) -> StageConfig:

@@ -17,6 +17,7 @@ from typing import Any
 from trimtab.config import StageConfig
 from trimtab.data.loader import StageData, load_data
 from trimtab.errors import ConfigError, ModelError, RunError
+from trimtab.rewards import with_tail
 from trimtab.rewards.model import score_rows_as
 from trimtab.rundir import PREDICT_RESULTS, PREDICTIONS, RunFolder
 from trimtab.serve.answer import Text, answer
@@ -54,7 +55,8 @@ def predict(config: StageConfig) -> RunFolder:
             )
         tokenizer, template = load_text_side(source.config)
         data = _rows(source.config, tokenizer, template)  # before the model: most mistakes are here
-        for line in data.report.lines():
+        say(f"data: {len(data.eval)} rows to predict, {len(data.report.dropped)} dropped")
+        for line in data.report.lines()[1:]:
             say(line)
         served = load_served(source)
         session = Session(
@@ -70,6 +72,7 @@ def predict(config: StageConfig) -> RunFolder:
             base=served.base,
             fingerprint=served.fingerprint,
             record=served.record,
+            tail=served.tail,
         )
         (folder.path / PREDICT_RESULTS).unlink(missing_ok=True)  # of older predictions, which go now
         predict_session(session, folder)
@@ -146,7 +149,7 @@ def _score_pairs(session: Session, folder: RunFolder, advance: Callable[[int], N
         pairs = session.data.eval
         for start in range(0, len(pairs), BLOCK):
             block = pairs[start : start + BLOCK]
-            flat = [row for pair in block for row in (pair.chosen, pair.rejected)]
+            flat = [with_tail(row, session.tail) for pair in block for row in (pair.chosen, pair.rejected)]
             scores = score_rows_as(session.roles, REWARD, flat, budget=session.budget, layout=session.layout, unit=2)
             for pair, chosen, rejected in zip(block, scores[::2], scores[1::2], strict=True):
                 leads.append(chosen - rejected)
@@ -179,7 +182,7 @@ def _open(config: StageConfig) -> RunFolder:
     if config.output_dir is None:
         raise ConfigError(
             "predictions need an output_dir",
-            where=config.origin("output_dir"),
+            where="output_dir",
             why=f"{PREDICTIONS} is written there",
             remedy="name a folder: output_dir: FOLDER",
         )
@@ -214,7 +217,7 @@ def _rows(config: StageConfig, tokenizer: Any, template: Any) -> StageData[Any]:
     if not (config.eval_dataset or config.dataset):
         raise ConfigError(
             "there is nothing to predict",
-            where=config.origin("eval_dataset"),
+            where="eval_dataset",
             why="neither eval_dataset nor dataset names a data set",
             remedy="add eval_dataset: NAME (as in dataset_info.json)",
         )
