@@ -99,7 +99,7 @@ def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", un
     """Cut rows into micro-batches of at most `budget` tokens, padding counted; a sequence longer than that goes alone.
 
     Sequences are sorted by length, and a micro-batch is closed when its padding would cost more than another pass does (taken as
-    a sixteenth of the budget). Losses do not depend on the cut: weights are fixed before it.
+    a sixteenth of the budget, at least 64 tokens). Losses do not depend on the cut: weights are fixed before it.
 
     Args:
         unit: rows that belong together are consecutive, this many at a time (2 for pairs), and are never separated.
@@ -128,7 +128,7 @@ def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", un
     for _, block in sized:
         longer = extended(sequences, block)
         area = max(longer.values()) * len(longer)
-        if cut and area <= budget and area - sum(longer.values()) <= budget // 16:
+        if cut and area <= budget and area - sum(longer.values()) <= max(64, budget // 16):
             cut[-1].extend(block)
             sequences = longer
         else:
