@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.errors import RewardError
 from trimtab.models.forward import plan, score_tokens
 from trimtab.ops.stats import RunningMoments
 from trimtab.rewards import Answer, Reward, finished_row
@@ -53,6 +55,14 @@ def reward_completions(
         for p, c in zip(prompts, completions, strict=True)
     ]
     scores = reward.score(answers)
+    for answer, score in zip(answers, scores, strict=True):
+        if not math.isfinite(score):
+            raise RewardError(
+                f"the reward {reward.name!r} of an answer is {score}",
+                where=str(answer.prompt.example.origin),
+                why="one such number would reach every advantage of the batch; no update has been made with it",
+                remedy="look at this row and at the reward; continue from the last checkpoint",
+            )
     return [
         Rollout(prompt=a.prompt, completion=a.completion, text=a.text, reward=s, reward_parts={reward.name: s})
         for a, s in zip(answers, scores, strict=True)
