@@ -64,9 +64,10 @@ def test_six_steps_are_four_a_kill_and_two(
     if stage == "ppo":
         keys["reward_model"] = str(rm_folder)
     straight = run(stage, tmp_path / "straight", **keys)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         killed_at(patch, 5, OnlineTrainer if stage == "ppo" else OfflineTrainer)
-        run(stage, tmp_path / "killed", **keys)
+        with pytest.raises(Killed):
+            run(stage, tmp_path / "killed", **keys)
     torn = RunFolder(tmp_path / "killed")
     assert torn.status() == "stopped"
     assert [row["step"] for row in torn.metrics("train")] == [1, 2, 3, 4, 5]  # step 5 is after the last checkpoint
@@ -89,9 +90,10 @@ def test_killed_before_the_first_checkpoint_it_starts_again(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = run("sft", tmp_path / "straight")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         killed_at(patch, 1, OfflineTrainer)
-        run("sft", tmp_path / "killed")
+        with pytest.raises(Killed):
+            run("sft", tmp_path / "killed")
     resumed = run("sft", tmp_path / "killed", resume=True)
     assert lines(resumed.path / "metrics.jsonl") == lines(straight.path / "metrics.jsonl")
 
@@ -99,13 +101,14 @@ def test_killed_before_the_first_checkpoint_it_starts_again(
 def test_killed_after_the_last_step_it_only_finishes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"eval_dataset": "pairs_eval", "eval_strategy": "steps", "eval_steps": 2}
     straight = run("rm", tmp_path / "straight", **keys)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
 
-        def finish(self: Any) -> bool:
-            raise Killed
+    def finish(self: Any) -> bool:
+        raise Killed
 
+    with monkeypatch.context() as patch:
         patch.setattr(OfflineTrainer, "finish", finish)
-        run("rm", tmp_path / "killed", **keys)
+        with pytest.raises(Killed):
+            run("rm", tmp_path / "killed", **keys)
     resumed = run("rm", tmp_path / "killed", resume=True, **keys)
     assert lines(resumed.path / "metrics.jsonl") == lines(straight.path / "metrics.jsonl")
     a, b = (load_file(folder.path / "value_head.safetensors") for folder in (straight, resumed))
@@ -120,16 +123,18 @@ def test_from_a_checkpoint_by_name(run: Run, tmp_path: Path) -> None:
 
 def test_weights_alone_cannot_be_resumed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"max_steps": 4, "save_steps": 2, "save_only_model": True}
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         killed_at(patch, 3, OfflineTrainer)
-        run("sft", tmp_path / "r", **keys)
+        with pytest.raises(Killed):
+            run("sft", tmp_path / "r", **keys)
     with pytest.raises(RunError, match="holds no training state"):
         run("sft", tmp_path / "r", resume=True, **keys)
 
 
 def test_another_config_cannot_continue_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         killed_at(patch, 1, OfflineTrainer)
-        run("sft", tmp_path / "r")
+        with pytest.raises(Killed):
+            run("sft", tmp_path / "r")
     with pytest.raises(RunError, match="learning_rate"):
         run("sft", tmp_path / "r", resume=True, learning_rate=2e-3)
