@@ -260,3 +260,16 @@ def test_the_scale_of_a_new_adapter() -> None:
     lora.new_adapter(model, "rs", paths=found, rank=4, alpha=8, rslora=True, seed=0)
     layer = next(iter(found.values()))
     assert (layer.adapters["x"].scale, layer.adapters["rs"].scale) == (2.0, 4.0)  # 8 / 4 and 8 / sqrt(4)
+
+
+def test_an_adapter_on_the_output_head_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    width, words = model.config.hidden_size, model.config.vocab_size
+    state = {
+        "base_model.model.lm_head.lora_A.weight": torch.zeros(2, width),
+        "base_model.model.lm_head.lora_B.weight": torch.zeros(words, 2),
+    }
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}', encoding="utf-8")
+    with pytest.raises(AdapterError, match="output head"):
+        lora.load_adapter(model, "a", tmp_path, lora.Switch())

@@ -9,6 +9,7 @@ x for the product: an update of 1e-5 on weights of 1e-2 does not survive bfloat1
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import pickle
@@ -172,8 +173,16 @@ def load_adapter(
             )
         pairs.setdefault(match[1], {})[match[2]] = value
     modules = dict(model.named_modules())
+    head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for path, pair in pairs.items():
         base = modules.get(path)
+        if base is not None and base is head:
+            raise AdapterError(
+                f"this adapter changes the output head ({path})",
+                where=str(folder / WEIGHTS),
+                why="log-probabilities are computed from the base's own head; with tied embeddings it is the input embedding too",
+                remedy="train the adapter without the head in target_modules, or merge it into full weights with peft",
+            )
         if base is None or not isinstance(base, nn.Linear | LoraLinear):
             raise _misfit(folder, f"it changes {path!r}, which is no linear layer of the base model")
         if set(pair) != {"A", "B"}:
@@ -219,6 +228,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             remedy="merge it into full weights with peft, then give that folder as model_name_or_path",
         )
     return settings
+
+
+def file_hash(folder: Path) -> str:
+    """SHA-256 of an adapter's weights file; "" when there is none of ours or peft's."""
+    file = folder / WEIGHTS
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:

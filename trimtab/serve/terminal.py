@@ -11,6 +11,7 @@ from trimtab.config import StageConfig
 from trimtab.errors import TrimtabError
 from trimtab.registry import nearest
 from trimtab.serve.chat import ChatModel
+from trimtab.train import progress
 from trimtab.types import Message
 
 COMMANDS = {
@@ -27,6 +28,8 @@ def chat(config: StageConfig) -> None:
     Raises:
         TrimtabError: a model that cannot be loaded, or one that writes no answers.
     """
+    if not sys.stdin.isatty():
+        progress.console.stderr = True  # answers alone go to a pipe
     model = ChatModel(config)
     model.served.generator()  # a reward model is refused before the first question
     console = Console(highlight=False)

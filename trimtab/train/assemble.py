@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Session:
         budget: tokens of a micro-batch, padding counted.
         layout: how rows of one prompt are computed together.
         base: the name written into adapters as their base.
-        stack: adapters under the one being trained, frozen.
+        contains: hashes of the adapters that the trained policy was built on, for the record beside it.
         record: how the scores of the reward model in this session are read.
         tail: what follows the end marker in rows that it scores; empty unless it is read at the last token.
     """
@@ -55,6 +55,7 @@ class Session:
     layout: Layout
     base: str
     fingerprint: dict[str, Any]
+    contains: list[str] = field(default_factory=list)
     record: HeadRecord | None = None
     tail: tuple[int, ...] = ()
 
@@ -125,6 +126,7 @@ def assemble(config: StageConfig) -> Session:
         layout=shared,
         base=base,
         fingerprint=fingerprint,
+        contains=[h for p in config.adapter_name_or_path for h in (lora.file_hash(Path(p)), *contained(Path(p)))],
         record=record,
         tail=readout_tail(template, tokenizer, record.readout) if record is not None else (),
     )
@@ -150,14 +152,33 @@ def checkpoint_layers(roles: Roles) -> None:
 
 
 def stack_adapters(roles: Roles, paths: tuple[str, ...], fingerprint: dict[str, Any]) -> tuple[str, ...]:
-    """Load adapter folders, frozen, in order; returns their names."""
+    """Load adapter folders, frozen, in order; returns their names.
+
+    Raises:
+        AdapterError: an adapter that does not fit, or one that already holds another of them: what we save is the whole policy
+            as one adapter, so naming it and what it was trained from would add the latter twice.
+    """
     names = []
+    hashes = [lora.file_hash(Path(path)) for path in paths]
     for i, path in enumerate(paths):
+        twice = [p for p, h in zip(paths, hashes, strict=True) if h and h in contained(Path(path))]
+        if twice:
+            raise AdapterError(
+                f"{path!r} already contains {twice[0]!r}",
+                where=str(Path(path) / BASE_RECORD),
+                why="it was trained on top of that adapter and was saved with it, as one; both together would add it twice",
+                remedy=f"adapter_name_or_path: {path}",
+            )
         name = f"adapter{i}"
         _check_base(Path(path), fingerprint)
         lora.load_adapter(roles.model, name, Path(path), roles.switch)
         names.append(name)
     return tuple(names)
+
+
+def contained(folder: Path) -> list[str]:
+    """Hashes of the adapters that went into the one in `folder`; empty for an adapter of another tool."""
+    return list(read_json(folder / BASE_RECORD, {}).get("contains", []))
 
 
 def load_reward_role(roles: Roles, folder: Path, fingerprint: dict[str, Any], role: str = REWARD) -> HeadRecord:

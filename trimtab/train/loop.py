@@ -373,7 +373,8 @@ def save_model(session: Session, folder: Path) -> None:
 def _save_role(session: Session, role: str, folder: Path) -> None:
     spec = session.roles.specs[role]
     lora.save_adapter(session.roles.model, spec.adapters, folder, base=session.base)
-    write_json(folder / BASE_RECORD, session.fingerprint)
+    contains = session.contains if role in ("policy", "reward") else []
+    write_json(folder / BASE_RECORD, {**session.fingerprint, "contains": contains})
     if spec.head is not None:
         record = session.record or HeadRecord()
         save_head(spec.head, folder, record if role == "reward" else replace(record, purpose="critic"))
