@@ -25,7 +25,9 @@ app = typer.Typer(
 )
 
 File = Annotated[Path, typer.Argument(help="a YAML or JSON file, one stage each")]
-Words = Annotated[list[str] | None, typer.Argument(help="key=value words that win over the file", metavar="[KEY=VALUE]...")]
+Words = Annotated[
+    list[str] | None, typer.Argument(help="key=value words that win over the file", metavar="[KEY=VALUE]...")
+]
 
 _WORDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -55,7 +57,9 @@ def train(
 def demo(
     folder: Annotated[Path, typer.Option("--output", help="where the three run folders go")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="seed of all three stages")] = 42,
-    anew: Annotated[bool, typer.Option("--anew", help="run again what is finished (the old runs are kept aside)")] = False,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="run again what is finished (the old runs are kept aside)")
+    ] = False,
 ) -> None:
     """SFT, reward model and PPO on a real model and the example data, with a table of what each stage gained."""
     from trimtab.pipeline import run_demo

@@ -15,7 +15,9 @@ from trimtab.errors import ConfigError, RunError
 from trimtab.rundir import RunFolder
 
 
-def run_exp(args: Mapping[str, Any] | str | Path | None = None, *, overrides: Sequence[str] = (), resume: bool = False) -> RunFolder:
+def run_exp(
+    args: Mapping[str, Any] | str | Path | None = None, *, overrides: Sequence[str] = (), resume: bool = False
+) -> RunFolder:
     """Run one stage from a dict of keys or a YAML or JSON file; returns its run folder.
 
     Args:
@@ -30,7 +32,9 @@ def run_exp(args: Mapping[str, Any] | str | Path | None = None, *, overrides: Se
         import sys
 
         if len(sys.argv) < 2:
-            raise ConfigError("no config given", remedy="run_exp({...}), run_exp('file.yaml'), or a file on the command line")
+            raise ConfigError(
+                "no config given", remedy="run_exp({...}), run_exp('file.yaml'), or a file on the command line"
+            )
         args, overrides = sys.argv[1], [*sys.argv[2:], *overrides]
     config = load(args, list(overrides))
     if config.do_infer:
@@ -59,7 +63,9 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
     for note in config.notes:
         say(note)
     if config.output_dir is None:
-        raise ConfigError("training needs an output_dir", where=config.origin("output_dir"), remedy="name a folder for the run")
+        raise ConfigError(
+            "training needs an output_dir", where=config.origin("output_dir"), remedy="name a folder for the run"
+        )
     wants_resume = resume or bool(config.resume_from_checkpoint)
     inputs = [p for p in (*config.adapter_name_or_path, getattr(config, "reward_model", None)) if p]
     folder = RunFolder.start(
@@ -81,7 +87,9 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         trainer: Any = OnlineTrainer(session, folder) if online else OfflineTrainer(session)
         total = total_steps(config, trainer.steps_per_epoch)
         if total == 0:
-            raise RunError("a run of zero steps", where="num_train_epochs", why="no rows or no epochs", remedy="check the data set")
+            raise RunError(
+                "a run of zero steps", where="num_train_epochs", why="no rows or no epochs", remedy="check the data set"
+            )
         say(_start_line(config, session, trainer, total))
         say(trainer.algorithm.describe())
         folder.update_manifest(
@@ -116,7 +124,9 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
 def _start_line(config: Any, session: Any, trainer: Any, total: int) -> str:
     """What one step is, in numbers."""
     n = len(session.data.train)
-    line = f"{config.stage}: {n} {'pairs' if config.stage == 'rm' else 'prompts' if config.stage == 'ppo' else 'rows'}, "
+    line = (
+        f"{config.stage}: {n} {'pairs' if config.stage == 'rm' else 'prompts' if config.stage == 'ppo' else 'rows'}, "
+    )
     if config.stage == "ppo":
         k = trainer.algorithm.group_size
         updates = trainer.algorithm.epochs * config.ppo_buffer_size
@@ -126,7 +136,9 @@ def _start_line(config: Any, session: Any, trainer: Any, total: int) -> str:
         )
     else:
         line += f"{config.batch_size} a step, "
-    parameters = sum(p.numel() for optimizer in trainer.optimizers.values() for g in optimizer.param_groups for p in g["params"])
+    parameters = sum(
+        p.numel() for optimizer in trainer.optimizers.values() for g in optimizer.param_groups for p in g["params"]
+    )
     return line + (
         f"{trainer.steps_per_epoch} steps an epoch, {total} steps; {parameters / 1e6:.2f} M trained parameters, "
         f"{str(session.dtype).removeprefix('torch.')} on {session.device.type}, {session.budget} tokens a pass"
@@ -159,7 +171,11 @@ def examples_folder() -> Path:
     for folder in (package.parent / "examples" / "text2sql", package / "_examples" / "text2sql"):
         if (folder / "demo").is_dir():
             return folder
-    raise ConfigError("the example data is not installed", where=str(package), remedy="install trimtab again, from its repository or wheel")
+    raise ConfigError(
+        "the example data is not installed",
+        where=str(package),
+        remedy="install trimtab again, from its repository or wheel",
+    )
 
 
 def run_demo(output: Path, *, seed: int = 42, anew: bool = False) -> list[RunFolder]:
@@ -189,5 +205,6 @@ def run_demo(output: Path, *, seed: int = 42, anew: bool = False) -> list[RunFol
     for folder in folders:
         for path in plot_run(folder.path):
             console.print(f"plot: {path}", markup=False, soft_wrap=True)
-    console.print(f"try it: trimtab chat {example / 'demo' / 'chat.yaml'} adapter_name_or_path={output / 'ppo'}", markup=False, soft_wrap=True)
+    chat = f"trimtab chat {example / 'demo' / 'chat.yaml'} adapter_name_or_path={output / 'ppo'}"
+    console.print(f"talk to it: {chat}", markup=False, soft_wrap=True)
     return folders

@@ -392,7 +392,9 @@ class PpoConfig(StageConfig):
     )
     whiten_advantages: bool = key("PPO", True, "advantages to mean 0, variance 1 over the rollout batch", stages=_PPO)
     whiten_rewards: bool = key("PPO", False, "rewards to variance 1 over the rollout batch", stages=_PPO)
-    score_norm: bool = key("PPO", False, "scores less their running mean, divided by their running standard deviation", stages=_PPO)
+    score_norm: bool = key(
+        "PPO", False, "scores less their running mean, divided by their running standard deviation", stages=_PPO
+    )
     reward_clip: Positive | None = key("PPO", None, "scores clipped to plus or minus this; null: not", stages=_PPO)
     missing_eos_penalty: NonNegative = key(
         "PPO", 1.0, "taken off the score of an answer that did not end by itself", stages=_PPO

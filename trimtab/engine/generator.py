@@ -81,7 +81,12 @@ class ForwardGenerator:
         self.version = version
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, *, k: int = 1, progress: Callable[[int], None] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        *,
+        k: int = 1,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
         rows = [_Row(prompt=prompt, sample=i) for prompt in prompts for i in range(k)]
         per_wave = max(1, self.slots // k)
@@ -182,7 +187,9 @@ class ForwardGenerator:
         columns = torch.arange(longest, device=device)
         causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
         # a padded column sees itself, or its softmax would be 0 / 0
-        mask = (causal & (columns[None, None, :] >= pad[:, None, None])) | torch.eye(longest, dtype=torch.bool, device=device)
+        mask = (causal & (columns[None, None, :] >= pad[:, None, None])) | torch.eye(
+            longest, dtype=torch.bool, device=device
+        )
         out = decoder(model)(
             input_ids=ids,
             attention_mask=mask[:, None] if bool(pad.any()) else None,

@@ -38,7 +38,12 @@ def uniforms(
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         state = np.full(prompt.shape, golden, dtype=np.uint64)
-        for word in (np.uint64(seed & 0xFFFFFFFFFFFFFFFF), np.uint64(epoch), prompt.astype(np.uint64), sample.astype(np.uint64)):
+        for word in (
+            np.uint64(seed & 0xFFFFFFFFFFFFFFFF),
+            np.uint64(epoch),
+            prompt.astype(np.uint64),
+            sample.astype(np.uint64),
+        ):
             state = _mix(state * golden + word + golden)
         counters = np.arange(1, tokens + 1, dtype=np.uint64)
         bits = _mix(state[:, None] + counters[None, :] * golden)

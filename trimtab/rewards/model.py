@@ -21,7 +21,9 @@ class ModelReward:
         self._roles, self._role, self._budget, self._layout = roles, role, budget, layout
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
-        return score_rows_as(self._roles, self._role, [a.row for a in answers], budget=self._budget, layout=self._layout)
+        return score_rows_as(
+            self._roles, self._role, [a.row for a in answers], budget=self._budget, layout=self._layout
+        )
 
 
 def score_rows_as(

@@ -98,7 +98,15 @@ def load_parts(config: Any) -> tuple[Roles, Any, templates.Template, torch.devic
     if line:
         say(line)
     model = load_base(folder, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
-    return Roles(model=model), tokenizer, template, device, dtype, str(config.model_name_or_path), dict(base_fingerprint(folder))
+    return (
+        Roles(model=model),
+        tokenizer,
+        template,
+        device,
+        dtype,
+        str(config.model_name_or_path),
+        dict(base_fingerprint(folder)),
+    )
 
 
 def assemble(config: StageConfig) -> Session:
@@ -205,7 +213,9 @@ def _check_base(folder: Path, fingerprint: dict[str, Any]) -> None:
         )
 
 
-def _define_roles(config: Any, roles: Roles, fingerprint: dict[str, Any], template: templates.Template) -> HeadRecord | None:
+def _define_roles(
+    config: Any, roles: Roles, fingerprint: dict[str, Any], template: templates.Template
+) -> HeadRecord | None:
     """Adapters, heads and roles of a training stage.
 
     The trained adapter continues the last of `adapter_name_or_path` or, with `create_new_adapter` (or when there is none), is
@@ -242,7 +252,9 @@ def _define_roles(config: Any, roles: Roles, fingerprint: dict[str, Any], templa
         roles.define(POLICY, *policy)
         return None
     if not config.reward_model:
-        raise ConfigError("stage: ppo needs a reward_model", where=config.origin("reward_model"), remedy="train one with stage: rm")
+        raise ConfigError(
+            "stage: ppo needs a reward_model", where=config.origin("reward_model"), remedy="train one with stage: rm"
+        )
     roles.define(REFERENCE, *reference)
     record = load_reward_role(roles, Path(config.reward_model), fingerprint)
     if config.critic == "head":

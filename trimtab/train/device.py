@@ -43,7 +43,10 @@ def pick_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
         return torch.float32, ""
     if wanted == "bfloat16":
         if not fast and device.type == "cpu":
-            return torch.float32, "bf16: this CPU has no bfloat16 arithmetic (it would be ten times slower); float32 is used"
+            return (
+                torch.float32,
+                "bf16: this CPU has no bfloat16 arithmetic (it would be ten times slower); float32 is used",
+            )
         return torch.bfloat16, ""
     if wanted == "float16":
         name = str(best).removeprefix("torch.")
@@ -87,7 +90,11 @@ class PeakMemory:
 
     def read(self) -> int:
         """Peak so far, in bytes."""
-        now = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else psutil.Process().memory_info().rss
+        now = (
+            torch.cuda.max_memory_allocated(self.device)
+            if self.device.type == "cuda"
+            else psutil.Process().memory_info().rss
+        )
         self.peak = max(self.peak, now)
         return self.peak
 

@@ -301,10 +301,16 @@ class _Progress:
         best = self.folder.checkpoint_path(self.best_step) if self.best_step is not None else None
         if config.load_best_model_at_end and best is not None and self.best_step != self.step and best.exists():
             load_state(best, _weights(session.roles), self.trainer.optimizers)
-            say(f"loaded the best model: {best.name}, {config.metric_for_best_model or self.trainer.best_metric[0]} {self.best:.4g}")
+            say(
+                f"loaded the best model: {best.name}, {config.metric_for_best_model or self.trainer.best_metric[0]} {self.best:.4g}"
+            )
             loaded = True
         changed = self.trainer.finish() or loaded
-        if session.data.eval and (changed or self.evaluated_at != self.step) and (config.do_eval or config.eval_strategy != "no"):
+        if (
+            session.data.eval
+            and (changed or self.evaluated_at != self.step)
+            and (config.do_eval or config.eval_strategy != "no")
+        ):
             self.evaluate(self.step, rank=not changed)
         with self.folder.staged() as path:
             save_model(session, path)
@@ -331,7 +337,9 @@ class _Progress:
             },
         )
         if self.last_eval:
-            self.folder.write_results("eval", {f"eval_{name.replace('/', '_')}": v for name, v in self.last_eval.items()})
+            self.folder.write_results(
+                "eval", {f"eval_{name.replace('/', '_')}": v for name, v in self.last_eval.items()}
+            )
         self._write_state(None)
         self.folder.update_manifest(measured=measured, steps=self.step)
         settings = {**dump_resolved(config), "compute_dtype": str(session.dtype).removeprefix("torch.")}

@@ -41,10 +41,14 @@ class OfflineTrainer:
     def step(self, number: int) -> Figures:
         config = self.session.config
         epoch, index = divmod(number, self.steps_per_epoch)
-        order = batches(len(self.rows), config.batch_size, config.order_seed, epoch, not config.disable_shuffling)[index]
+        order = batches(len(self.rows), config.batch_size, config.order_seed, epoch, not config.disable_shuffling)[
+            index
+        ]
         chosen = [self.rows[i] for i in order]
         names = [str(self.session.data.train_examples[i].origin) for i in order]
-        how = Forward(budget=self.session.budget, dropout=config.lora_dropout if self.algorithm.reads == "logprobs" else 0.0)
+        how = Forward(
+            budget=self.session.budget, dropout=config.lora_dropout if self.algorithm.reads == "logprobs" else 0.0
+        )
         if self.algorithm.reads == "reward":
             sums, tokens = self._pairs(chosen, how, names)
         else:
@@ -73,7 +77,9 @@ class OfflineTrainer:
             self.session.roles,
             self.role,
             rows,
-            reduction_weights(torch.ones(len(pairs), dtype=torch.bool, device=self.session.device), self.algorithm.reduction),
+            reduction_weights(
+                torch.ones(len(pairs), dtype=torch.bool, device=self.session.device), self.algorithm.reduction
+            ),
             lambda scores, which: self.algorithm.loss(scores, take(batch, which)),
             Forward(budget=how.budget, layout=self.session.layout),
             unit=2,
@@ -110,7 +116,9 @@ class OfflineTrainer:
         session = self.session
         scores = score_rows_as(session.roles, self.role, rows, budget=session.budget, layout=session.layout, unit=2)
         leads = [w - lose for w, lose in zip(scores[::2], scores[1::2], strict=True)]
-        bins = calibration_bins([1 / (1 + math.exp(-min(abs(d), 700.0))) for d in leads], [d > 0 for d in leads], low=0.5)
+        bins = calibration_bins(
+            [1 / (1 + math.exp(-min(abs(d), 700.0))) for d in leads], [d > 0 for d in leads], low=0.5
+        )
         nll = sum(math.log1p(math.exp(-d)) if d > -700 else -d for d in leads) / len(leads)
         return {
             "loss": nll,

@@ -1,8 +1,8 @@
 """Training on what the policy writes. A step is one rollout batch with all its updates.
 
-    prompts -> completions -> rewards -> old, reference and value arrays     (rollout.py)
-            -> credit over the whole batch                                     (the algorithm)
-            -> epochs x minibatches: weights fixed, then per role: forward, loss, backward, clip, step   (step.py)
+prompts -> completions -> rewards -> old, reference and value arrays     (rollout.py)
+        -> credit over the whole batch                                     (the algorithm)
+        -> epochs x minibatches: weights fixed, then per role: forward, loss, backward, clip, step   (step.py)
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class OnlineTrainer:
         self.learning_rates = {POLICY: config.learning_rate}
         if CRITIC in self.parameters:
             self.learning_rates[CRITIC] = config.critic_learning_rate or config.learning_rate
-        self.optimizers = {role: make_adamw(p, config, self.learning_rates[role]) for role, p in self.parameters.items()}
+        self.optimizers = {
+            role: make_adamw(p, config, self.learning_rates[role]) for role, p in self.parameters.items()
+        }
         self.warmup = config.critic_warmup_steps
         if self.warmup is None:
             self.warmup = 5 if self.head_on_policy else 0
@@ -153,7 +155,9 @@ class OnlineTrainer:
             return {}
         generator = session.generator()
         figures: Figures = {}
-        shown: list[dict[str, Any]] = [{"step": step, "kind": "eval", "prompt": p.example.prompt[-1].content} for p in prompts]
+        shown: list[dict[str, Any]] = [
+            {"step": step, "kind": "eval", "prompt": p.example.prompt[-1].content} for p in prompts
+        ]
         for name, heat in (("greedy", 0.0), ("sampled", None)):
             sampling = self.sampling(seed=config.seed + 1, epoch=0, temperature=heat)
             completions = generator.generate(prompts, sampling)
@@ -209,9 +213,22 @@ class _Minibatch:
     """The forward and backward passes of one optimizer step, role by role."""
 
     def __init__(
-        self, trainer: OnlineTrainer, rows: list[Any], batch: RolloutBatch, weights: torch.Tensor, names: list[str], how: Forward
+        self,
+        trainer: OnlineTrainer,
+        rows: list[Any],
+        batch: RolloutBatch,
+        weights: torch.Tensor,
+        names: list[str],
+        how: Forward,
     ) -> None:
-        self.trainer, self.rows, self.batch, self.weights, self.names, self.how = trainer, rows, batch, weights, names, how
+        self.trainer, self.rows, self.batch, self.weights, self.names, self.how = (
+            trainer,
+            rows,
+            batch,
+            weights,
+            names,
+            how,
+        )
 
     def policy(self, only_critic: bool) -> Sums:
         """The policy's pass; with `critic: head` the value loss rides on it (in warm-up alone)."""
@@ -227,11 +244,20 @@ class _Minibatch:
             assert scores.values is not None
             value = algorithm.value_loss(scores.values, part)
             return LossTerms(
-                loss=terms.loss + value.loss, means={**terms.means, **value.means}, maxima={**terms.maxima, **value.maxima}
+                loss=terms.loss + value.loss,
+                means={**terms.means, **value.means},
+                maxima={**terms.maxima, **value.maxima},
             )
 
         return backward_tokens(
-            self.trainer.session.roles, POLICY, self.rows, self.weights, loss, self.how, value_head=on_policy, names=self.names
+            self.trainer.session.roles,
+            POLICY,
+            self.rows,
+            self.weights,
+            loss,
+            self.how,
+            value_head=on_policy,
+            names=self.names,
         )
 
     def critic(self) -> Sums:
@@ -267,7 +293,9 @@ def _mean_figures(policy: list[Sums], value: list[Sums]) -> Figures:
         for name in {n for s in sums for n in s.figures()}:
             found = [s.figures()[name] for s in sums if name in s.figures()]
             figures[_NAMES.get(name, name)] = max(found) if name.endswith("_max") else sum(found) / len(found)
-    figures["loss"] = sum(s.loss for s in policy) / len(policy) + (sum(s.loss for s in value) / len(value) if value else 0.0)
+    figures["loss"] = sum(s.loss for s in policy) / len(policy) + (
+        sum(s.loss for s in value) / len(value) if value else 0.0
+    )
     return figures
 
 

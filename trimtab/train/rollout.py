@@ -41,7 +41,8 @@ def completion_row(prompt: Prompt, completion: Completion) -> TokenRow:
     """The row of a completion as it was drawn: every token of it is scored."""
     start = len(prompt.token_ids)
     return TokenRow(
-        token_ids=(*prompt.token_ids, *completion.token_ids), scored=tuple(range(start, start + len(completion.token_ids)))
+        token_ids=(*prompt.token_ids, *completion.token_ids),
+        scored=tuple(range(start, start + len(completion.token_ids))),
     )
 
 
@@ -70,7 +71,13 @@ def reward_completions(
 
 
 def score_role(
-    session: Session, role: str, rows: Sequence[TokenRow], *, temperature: float, lm_head: bool = True, value_head: bool = False
+    session: Session,
+    role: str,
+    rows: Sequence[TokenRow],
+    *,
+    temperature: float,
+    lm_head: bool = True,
+    value_head: bool = False,
 ) -> dict[str, Tensor]:
     """Arrays `[b t]` of one role over all rows: logp and entropy, values, as asked for."""
     width = max(len(row.scored) for row in rows)

@@ -27,7 +27,10 @@ STATE = "state"
 
 
 def save_state(
-    folder: Path, weights: Mapping[str, nn.Parameter], optimizers: Mapping[str, torch.optim.Optimizer], values: Mapping[str, Any]
+    folder: Path,
+    weights: Mapping[str, nn.Parameter],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    values: Mapping[str, Any],
 ) -> None:
     """Write `folder/state`.
 
@@ -37,7 +40,9 @@ def save_state(
     """
     inside = folder / STATE
     inside.mkdir(parents=True, exist_ok=True)
-    save_file({name: p.detach().cpu().contiguous().clone() for name, p in weights.items()}, inside / "weights.safetensors")
+    save_file(
+        {name: p.detach().cpu().contiguous().clone() for name, p in weights.items()}, inside / "weights.safetensors"
+    )
     moments: dict[str, Tensor] = {}
     for role, optimizer in optimizers.items():
         for index, entry in optimizer.state_dict()["state"].items():
