@@ -194,8 +194,10 @@ def run_demo(output: Path, *, seed: int = 42, anew: bool = False) -> list[RunFol
     for number, stage in enumerate(DEMO_STAGES, 1):
         console.rule(f"{number} of {len(DEMO_STAGES)}: {stage}")
         words = [f"output_dir={output / stage}", f"dataset_dir={example / 'data'}", f"seed={seed}"]
+        if stage != "sft":
+            words.append(f"adapter_name_or_path={output / 'sft'}")
         if stage == "ppo":
-            words += [f"adapter_name_or_path={output / 'sft'}", f"reward_model={output / 'rm'}"]
+            words.append(f"reward_model={output / 'rm'}")
         if anew:
             words.append("overwrite_output_dir=true")
         config = load(example / "demo" / f"{stage}.yaml", words)

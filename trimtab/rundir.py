@@ -416,8 +416,11 @@ class RunFolder:
         """The rows of `trainer_log.jsonl`."""
         return read_rows(self.path / TRAINER_LOG)
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
         """Cut every record back to rows of steps <= `step` and drop a torn last line; -1 empties them.
+
+        Args:
+            evaluated: keep the evaluation of `step` itself; False where the checkpoint was written before it.
 
         Later checkpoints, which belong to the rows that go, are renamed so that none is taken for the latest.
         """
@@ -426,12 +429,8 @@ class RunFolder:
             if name in self._files:
                 self._files.pop(name).close()
             if path.exists():
-                write_bytes(
-                    path,
-                    b"".join(
-                        line for line, row in _lines(path) if row.get("step", row.get("current_steps", 0)) <= step
-                    ),
-                )
+                kept = [line for line, row in _lines(path) if _belongs(row, step, evaluated)]
+                write_bytes(path, b"".join(kept))
         for later in self.checkpoints():
             if checkpoint_step(later) > step:
                 later.rename(free_name(later))
@@ -604,6 +603,13 @@ class RunFolder:
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
+
+
+def _belongs(row: Mapping[str, Any], step: int, evaluated: bool) -> bool:
+    """Was this record written up to the checkpoint of `step`?"""
+    at = row.get("step", row.get("current_steps", 0))
+    is_evaluation = row.get("kind") == "eval" or "eval_loss" in row
+    return bool(at < step or (at == step and (evaluated or not is_evaluation)))
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from trimtab.engine.cache import SlotCache
 from trimtab.engine.sampling import next_tokens, uniforms
+from trimtab.errors import ModelError
+from trimtab.models.forward import sees_everything
 from trimtab.models.load import decoder, head_bias, head_weight
 from trimtab.models.roles import Roles
 from trimtab.types import Completion, Finish, Prompt, Sampling
@@ -129,6 +131,14 @@ class ForwardGenerator:
         ).to(device)
         lengths = [len(row.prompt.token_ids) for row in rows[::k]]
         longest = max(lengths)
+        window = getattr(model.config.get_text_config(), "sliding_window", None)
+        if window is not None and not sees_everything(model) and longest + limit > window:
+            raise ModelError(
+                f"prompt and answer may reach {longest + limit} tokens, more than this model's attention window of {window}",
+                where="max_new_tokens, cutoff_len",
+                why="the engine's cache and mask hold whole answers and know no window",
+                remedy=f"keep cutoff_len + max_new_tokens within {window}",
+            )
         cache = SlotCache(model.config.get_text_config().num_hidden_layers, longest + limit)
         with self._as_role():
             state = self._prefill([row.prompt for row in rows[::k]], cache, longest)

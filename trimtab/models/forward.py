@@ -255,6 +255,13 @@ def score_rows(
 # -------------------------------------------------------------------------------------------------- choosing a layout
 
 
+def sees_everything(model: torch.nn.Module) -> bool:
+    """Does every layer attend to all earlier tokens (no sliding windows, no recurrence)?"""
+    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return not kinds - {"full_attention"} and not (not kinds and getattr(config, "sliding_window", None))
+
+
 def choose_layout(model: torch.nn.Module, wanted: Layout) -> tuple[Literal["padded", "shared"], str]:
     """The layout to use for rows that share a prompt, and why in a few words.
 
@@ -263,9 +270,7 @@ def choose_layout(model: torch.nn.Module, wanted: Layout) -> tuple[Literal["padd
     """
     if wanted == "padded":
         return "padded", "as the file says"
-    config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+    if not sees_everything(model):
         return "padded", "some layers see a sliding window, which no test on a dozen tokens would show"
     rows = [TokenRow(token_ids=ids, scored=(5,)) for ids in ((5, 6, 7, 8, 9, 3, 4), (5, 6, 7, 8, 9, 4, 3, 6))]
     device = next(model.parameters()).device

@@ -71,7 +71,8 @@ class LoraLinear(nn.Module):
             if name not in self.adapters:
                 continue
             adapter = self.adapters[name]
-            side = F.dropout(x, self.switch.dropout) if self.switch.dropout else x
+            learns = adapter.a.requires_grad  # a frozen adapter under the trained one is part of the base
+            side = F.dropout(x, self.switch.dropout) if self.switch.dropout and learns else x
             low = F.linear(side, adapter.a.to(x.dtype)).flatten(0, -2)
             # addmm adds the second product in the same pass over y: one read and write of [tokens, out] instead of three
             y = torch.addmm(y.flatten(0, -2), low, adapter.b.to(x.dtype).t(), alpha=adapter.scale).view_as(y)

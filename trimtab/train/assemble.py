@@ -16,6 +16,7 @@ from trimtab.engine.generator import ForwardGenerator
 from trimtab.errors import AdapterError, ConfigError
 from trimtab.models import lora
 from trimtab.models.forward import Layout, choose_layout
+from trimtab.models.heads import WEIGHTS as HEAD_WEIGHTS
 from trimtab.models.heads import HeadRecord, ValueHead, load_head
 from trimtab.models.load import base_fingerprint, decoder, load_base, resolve_model, same_base
 from trimtab.models.roles import Roles
@@ -241,7 +242,12 @@ def _define_roles(
         )
         policy, reference = (*stack, "trained"), stack
     if config.stage == "rm":
-        roles.define(REWARD, *policy, head=ValueHead(hidden, seed=config.seed))
+        head = ValueHead(hidden, seed=config.seed)
+        last = Path(config.adapter_name_or_path[-1]) if stack and not config.create_new_adapter else None
+        if last is not None and (last / HEAD_WEIGHTS).is_file():
+            head, _ = load_head(last, hidden, trainable=True)
+            say(f"the reward model in {last} is trained further, its head included")
+        roles.define(REWARD, *policy, head=head)
         return HeadRecord(
             readout=config.reward_readout,
             template=template.name,
@@ -257,6 +263,14 @@ def _define_roles(
         )
     roles.define(REFERENCE, *reference)
     record = load_reward_role(roles, Path(config.reward_model), fingerprint)
+    for what, trained, here in (
+        ("template", record.template, template.name),
+        ("default_system", record.default_system, config.default_system),
+    ):
+        if record.template is not None and trained != here:
+            say(
+                f"the reward model was trained with {what} {trained!r}, this run has {here!r}: its scores are of unfamiliar text"
+            )
     if config.critic == "head":
         roles.define(POLICY, *policy, head=ValueHead(hidden))
     else:

@@ -256,6 +256,7 @@ class _Progress:
             "tokens": self.tokens,
             "completions": self.completions,
             "seconds": self.clock.seconds(),
+            "evaluated_at": self.evaluated_at,
             "best": self.best,
             "best_step": self.best_step,
             "evaluations_since_best": self.evaluations_since_best,
@@ -282,7 +283,7 @@ class _Progress:
         self.best, self.best_step = state["best"], state["best_step"]
         self.evaluations_since_best, self.losses = state["evaluations_since_best"], list(state["losses"])
         self.trainer.restore(state["trainer"])
-        self.folder.truncate_after(step)
+        self.folder.truncate_after(step, evaluated=state["evaluated_at"] == step)
         self.rows = self.folder.metrics()
         evals = [row for row in self.rows if row["kind"] == "eval"]
         if evals:

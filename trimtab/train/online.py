@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from trimtab.train.offline import score_tasks
 from trimtab.train.optim import make_adamw
 from trimtab.train.rollout import Collected, collect, completion_row, reward_completions, score_role
 from trimtab.train.step import Forward, Sums, backward_tokens, clip_and_step
-from trimtab.types import LossTerms, Prompt, RolloutBatch, Sampling, take
+from trimtab.types import Completion, LossTerms, Prompt, RolloutBatch, Sampling, take
 
 SHOWN = 4
 """Samples of each logged step that go into samples.jsonl; evaluations write all of theirs."""
@@ -98,11 +98,9 @@ class OnlineTrainer:
         self.kl_coef = self.algorithm.next_kl_coef(self.kl_coef, batch.stats["kl"], len(collected.rows))
         return figures
 
-    def sampling(self, *, seed: int, epoch: int, temperature: float | None = None) -> Sampling:
+    def sampling(self, *, seed: int, epoch: int) -> Sampling:
         """How rollouts are drawn: the temperature acts, no filter does, so what samples is what scores."""
-        config = self.session.config
-        heat = config.rollout_temperature if temperature is None else temperature
-        return Sampling(temperature=heat, max_new_tokens=config.answer_limit, seed=seed, epoch=epoch)
+        return replace(self.session.config.rollout_sampling, seed=seed, epoch=epoch)
 
     def _update(self, collected: Collected, batch: RolloutBatch, number: int, temperature: float) -> Figures:
         """All epochs and minibatches over one rollout batch."""
@@ -148,38 +146,48 @@ class OnlineTrainer:
     # ------------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(self, step: int) -> Figures:
-        """Greedy and sampled answers to held-out prompts: reward, KL to the reference, length, finished rate, tasks."""
-        session, config = self.session, self.session.config
-        prompts = session.data.eval_prompts[: config.eval_max_samples]
+        """Greedy and sampled answers to held-out prompts: reward, KL to the reference, length, finished rate, tasks.
+
+        Sampled answers are drawn as rollouts are, so that their KL means something; where the file writes top_k, top_p or
+        repetition_penalty, the answers that are rewarded are drawn with them, and the KL is taken on answers drawn without.
+        """
+        config = self.session.config
+        prompts = self.session.data.eval_prompts[: config.eval_max_samples]
         if not prompts:
             return {}
-        generator = session.generator()
-        figures: Figures = {}
         shown: list[dict[str, Any]] = [
             {"step": step, "kind": "eval", "prompt": p.example.prompt[-1].content} for p in prompts
         ]
-        for name, heat in (("greedy", 0.0), ("sampled", None)):
-            sampling = self.sampling(seed=config.seed + 1, epoch=0, temperature=heat)
-            completions = generator.generate(prompts, sampling)
-            rollouts = reward_completions(session, self.reward, prompts, completions)
+        plain = self.sampling(seed=config.seed + 1, epoch=0)
+        filtered = with_filters(plain, config)
+        figures: Figures = {}
+        for name, sampling in (("greedy", replace(plain, temperature=0.0)), ("sampled", filtered)):
+            completions = self.session.generator().generate(prompts, sampling)
+            rollouts = reward_completions(self.session, self.reward, prompts, completions)
             figures[f"reward_{name}"] = sum(r.reward for r in rollouts) / len(rollouts)
             for row, rollout in zip(shown, rollouts, strict=True):
                 row[name], row[f"reward_{name}"] = rollout.text, rollout.reward
-            if name == "greedy":
-                gold = all(p.example.response is not None for p in prompts)
-                figures |= score_tasks(config.eval_tasks if gold else (), [r.text for r in rollouts], prompts)
-                continue
-            rows = [completion_row(r.prompt, r.completion) for r in rollouts]
-            policy = score_role(session, POLICY, rows, temperature=sampling.temperature)
-            reference = score_role(session, REFERENCE, rows, temperature=sampling.temperature)
-            figures["kl"] = float((policy["logp"] - reference["logp"]).sum()) / len(rows)
-            figures["entropy"] = float(policy["entropy"].sum()) / sum(len(row.scored) for row in rows)
-            figures["length"] = sum(len(row.scored) for row in rows) / len(rows)
-            figures["finished_rate"] = sum(c.finished for c in completions) / len(completions)
+            if name == "greedy" and all(p.example.response is not None for p in prompts):
+                figures |= score_tasks(config.eval_tasks, [r.text for r in rollouts], prompts)
+        figures["length"] = sum(len(c.token_ids) for c in completions) / len(completions)
+        figures["finished_rate"] = sum(c.finished for c in completions) / len(completions)
+        if filtered != plain:
+            completions = self.session.generator().generate(prompts, plain)
+        figures |= self._distance(prompts, completions, plain.temperature)
         for row, prompt in zip(shown, prompts, strict=True):
             row["gold"] = prompt.example.response.content if prompt.example.response else None
             self.folder.append_sample(row)
         return figures
+
+    def _distance(self, prompts: list[Prompt], completions: list[Completion], temperature: float) -> Figures:
+        """KL to the reference per answer (k1) and entropy per token, on answers drawn from the policy itself."""
+        rows = [completion_row(p, c) for p, c in zip(prompts, completions, strict=True)]
+        policy = score_role(self.session, POLICY, rows, temperature=temperature)
+        reference = score_role(self.session, REFERENCE, rows, temperature=temperature)
+        return {
+            "kl": float((policy["logp"] - reference["logp"]).sum()) / len(rows),
+            "entropy": float(policy["entropy"].sum()) / sum(len(row.scored) for row in rows),
+        }
 
     def _show(self, step: int, collected: Collected) -> None:
         for rollout in collected.rollouts[:SHOWN]:
@@ -282,6 +290,17 @@ class _Minibatch:
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
+
+
+def with_filters(sampling: Sampling, config: Any) -> Sampling:
+    """With the top_k, top_p and repetition_penalty that the file writes; off where it writes none."""
+    return replace(
+        sampling,
+        top_k=max(0, config.top_k or 0),
+        top_p=config.top_p or 1.0,
+        repetition_penalty=config.repetition_penalty or 1.0,
+    )
+
 
 _NAMES = {"ratio_mean": "ratio/mean", "ratio_max": "ratio/max"}
 

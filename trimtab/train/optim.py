@@ -38,7 +38,7 @@ def schedule(kind: str, step: int, total: int, warmup: int) -> float:
             return max(0.0, 0.5 * (1.0 + math.cos(math.pi * min(1.0, done))))
         case "constant" | "constant_with_warmup":
             return 1.0
-        case "polynomial":  # power 1 down to 1e-7 of lr, as transformers' default end
+        case "polynomial":  # power 1, to 0 (transformers ends at a rate of 1e-7, which is 0 for any purpose here)
             return max(0.0, 1.0 - done)
         case "inverse_sqrt":
             # the time scale is the warm-up, or 10000 steps without one, as transformers has it
