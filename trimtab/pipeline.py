@@ -12,7 +12,7 @@ from typing import Any
 from trimtab import __version__
 from trimtab.config import StageConfig, dump_resolved, load
 from trimtab.errors import ConfigError, RunError
-from trimtab.rundir import RunFolder
+from trimtab.rundir import RunFolder, changed_keys
 
 
 def run_exp(
@@ -198,10 +198,11 @@ def run_demo(output: Path, *, seed: int = 42, anew: bool = False) -> list[RunFol
             words.append(f"adapter_name_or_path={output / 'sft'}")
         if stage == "ppo":
             words.append(f"reward_model={output / 'rm'}")
-        if anew:
-            words.append("overwrite_output_dir=true")
-        config = load(example / "demo" / f"{stage}.yaml", words)
-        folders.append(train(config, resume=not anew))
+        # what another version of the demo, or another seed, has left there is kept aside, and this stage runs
+        config = load(example / "demo" / f"{stage}.yaml", [*words, "overwrite_output_dir=true"])
+        there = RunFolder(output / stage)
+        same = there.has_run() and not changed_keys(there.config(), dump_resolved(config))
+        folders.append(train(config, resume=same and not anew))
     console.rule("what it gained, on held-out rows")
     console.print(stage_table([folder.path for folder in folders]))
     for folder in folders:
