@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from queries import Query, spoil
+from queries import DEMO_MISTAKES, MISTAKES, Query, spoil
 from questions import HELD_OUT_TEMPLATES, TEMPLATES, Cannot, Draw, Template
 from schemas import HELD_OUT_SCHEMAS, SCHEMAS, Schema
 
@@ -124,12 +124,12 @@ def distinct_rows(count: int, draw: Any, taken: set[str]) -> list[Row]:
     return rows
 
 
-def pairs(rng: random.Random, rows: list[Row]) -> list[Row]:
-    """Preference rows: the right answer and a spoilt one."""
+def pairs(rng: random.Random, rows: list[Row], kinds: Any = MISTAKES) -> list[Row]:
+    """Preference rows: the right answer and one spoilt by a mistake of these kinds."""
     schemas = {schema.name: schema for schema in SCHEMAS}
     made = []
     for row in rows:
-        wrong, mistake = spoil(rng, row["query"], schemas[row["schema"]])
+        wrong, mistake = spoil(rng, row["query"], schemas[row["schema"]], kinds)
         kept = {key: value for key, value in row.items() if key != "output"}
         made.append({**kept, "chosen": row["output"], "rejected": wrong, "mistake": mistake})
     return made
@@ -143,10 +143,10 @@ def make() -> dict[str, list[Row]]:
     rng.shuffle(demo)  # questions without a literal run out early, so the order of drawing is not that of the pool
     sets = {
         "demo_sft": demo[:1200],
-        "demo_rw": pairs(rng, demo[1200:1800]),
+        "demo_rw": pairs(rng, demo[1200:1800], DEMO_MISTAKES),
         "demo_ppo": demo[1800:2400],
         "demo_eval": demo[2400:2520],
-        "demo_rw_eval": pairs(rng, demo[2520:]),
+        "demo_rw_eval": pairs(rng, demo[2520:], DEMO_MISTAKES),
     }
     # The full sets may share training prompts with the demo's, never its held-out ones.
     taken = {row["instruction"] for row in demo[2400:]}

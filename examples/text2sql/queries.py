@@ -268,6 +268,29 @@ def chatter(rng: random.Random, query: Query, schema: Schema) -> str | None:
     return rng.choice([f"{sql};\n{rng.choice(after)}", f"{rng.choice(before)}{sql};"])
 
 
+def swapped_comparison(rng: random.Random, query: Query, schema: Schema) -> str | None:
+    """Any other of < > <= >=."""
+    signs = ("<", ">", "<=", ">=")
+    able = [i for i, p in enumerate(query.where) if p.op in signs]
+    if not able:
+        return None
+    i = rng.choice(able)
+    wrong = replace(query.where[i], op=rng.choice([sign for sign in signs if sign != query.where[i].op]))
+    return replace(query, where=(*query.where[:i], wrong, *query.where[i + 1 :])).sql
+
+
+def counted(rng: random.Random, query: Query, schema: Schema) -> str | None:
+    """COUNT(*) for the columns that are asked for, or a column for the count."""
+    if query.group or query.order:
+        return None
+    if [item.agg for item in query.select] == ["COUNT"]:
+        column = rng.choice([c.name for table in _tables(query, schema) for c in table.columns])
+        return replace(query, select=(Item(column=column),)).sql
+    if any(item.agg for item in query.select):
+        return None
+    return replace(query, select=(Item(column="*", agg="COUNT"),), distinct=False).sql
+
+
 MISTAKES: tuple[tuple[Mistake, int], ...] = (
     (wrong_column, 3),
     (wrong_filter_column, 3),
@@ -291,9 +314,31 @@ MISTAKES: tuple[tuple[Mistake, int], ...] = (
 )
 
 
-def spoil(rng: random.Random, query: Query, schema: Schema) -> tuple[str, str]:
+# The demo's: what a policy that already writes clean SQL still gets wrong. They are made as often one way as the other, so
+# that nothing about an answer alone says that it is wrong: a reward model has to read the question. (With the list above, half
+# of whose mistakes are broken form, it learns to judge form and to like >= better than <; PPO then writes >= everywhere.)
+DEMO_MISTAKES: tuple[tuple[Mistake, int], ...] = (
+    (wrong_column, 4),
+    (swapped_comparison, 5),
+    (counted, 4),
+    (wrong_aggregate, 2),
+    (wrong_filter_column, 2),
+    (flipped_order, 3),
+    (wrong_literal, 2),
+    (missing_distinct, 1),
+    (missing_order, 1),
+    (dropped_condition, 1),
+    (extra_condition, 1),
+    (repeated_clause, 1),
+    (chatter, 1),
+)
+
+
+def spoil(
+    rng: random.Random, query: Query, schema: Schema, kinds: tuple[tuple[Mistake, int], ...] = MISTAKES
+) -> tuple[str, str]:
     """A wrong answer to the question of `query`, and the name of the mistake in it."""
-    mistakes, weights = zip(*MISTAKES, strict=True)
+    mistakes, weights = zip(*kinds, strict=True)
     while True:
         mistake = rng.choices(mistakes, weights)[0]
         wrong = mistake(rng, query, schema)
