@@ -34,6 +34,9 @@ class OfflineTrainer:
         self.rows = session.data.train
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
         self.parameters = session.roles.trainable(self.role)
+        if self.algorithm.reads == "reward":
+            # a random head starts with one large score for everything; the pairwise loss cannot see it, centring would fight it
+            self._subtract_mean(self.pair_rows(self.rows[:32]))
         self.optimizers = {self.role: make_adamw(self.parameters, config, config.learning_rate)}
         self.learning_rates = {self.role: config.learning_rate}
         self.best_metric = ("accuracy", True) if self.algorithm.reads == "reward" else ("loss", False)
@@ -141,14 +144,18 @@ class OfflineTrainer:
 
     def finish(self) -> bool:
         """A reward model's scores are centred: the mean score of reference answers goes into the head's bias."""
-        head = self.session.roles.specs[self.role].head
-        if self.algorithm.reads != "reward" or head is None:
+        if self.algorithm.reads != "reward":
             return False
-        reference = self.pair_rows(self.rows[:256])[::2]
-        scores = score_rows_as(self.session.roles, self.role, reference, budget=self.session.budget)
+        self._subtract_mean(self.pair_rows(self.rows[:256])[::2])
+        return True
+
+    def _subtract_mean(self, rows: list[TokenRow]) -> None:
+        """Take the mean score of these rows off the head's bias; differences of scores, and so the loss, do not change."""
+        head = self.session.roles.specs[self.role].head
+        assert head is not None
+        scores = score_rows_as(self.session.roles, self.role, rows, budget=self.session.budget)
         with torch.no_grad():
             head.summary.bias.sub_(sum(scores) / len(scores))
-        return True
 
 
 def scored_mask(rows: list[TokenRow], device: torch.device) -> torch.Tensor:
