@@ -28,10 +28,12 @@ def chat(config: StageConfig) -> None:
     Raises:
         TrimtabError: a model that cannot be loaded, or one that writes no answers.
     """
-    if not sys.stdin.isatty():
-        progress.console.stderr = True  # answers alone go to a pipe
-    model = ChatModel(config)
-    model.served.generator()  # a reward model is refused before the first question
+    before, progress.console.stderr = progress.console.stderr, not sys.stdin.isatty()  # answers alone go to a pipe
+    try:
+        model = ChatModel(config)
+        model.served.generator()  # a reward model is refused before the first question
+    finally:
+        progress.console.stderr = before
     console = Console(highlight=False)
     watched = sys.stdin.isatty()
     if watched:

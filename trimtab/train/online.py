@@ -100,7 +100,8 @@ class OnlineTrainer:
 
     def sampling(self, *, seed: int, epoch: int) -> Sampling:
         """How rollouts are drawn: the temperature acts, no filter does, so what samples is what scores."""
-        return replace(self.session.config.rollout_sampling, seed=seed, epoch=epoch)
+        sampling: Sampling = self.session.config.rollout_sampling
+        return replace(sampling, seed=seed, epoch=epoch)
 
     def _update(self, collected: Collected, batch: RolloutBatch, number: int, temperature: float) -> Figures:
         """All epochs and minibatches over one rollout batch."""
