@@ -72,7 +72,7 @@ def test_an_evaluation_before_training_alone_is_no_after(tmp_path: Path) -> None
 def test_the_table_fits_eighty_columns(folders: list[Path]) -> None:
     shown = text(stage_table(folders))
     lines = [line.split() for line in shown.splitlines()]
-    assert ["SFT", "loss", "-", "0.500", "1:15", "min", "200", "1.50", "GiB"] in lines
+    assert ["SFT", "loss", "-", "0.500", "75", "s", "200", "1.50", "GiB"] in lines
     assert ["exact", "match", "25.0", "%", "12.5", "%"] in lines
     assert ["interrupted"] in lines and "…" not in shown and max(map(len, shown.splitlines())) <= 80
 

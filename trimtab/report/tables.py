@@ -108,7 +108,7 @@ def stage_table(folders: Iterable[str | Path]) -> Table:
     )
     table.add_column("stage", style="bold", no_wrap=True)
     table.add_column("held-out", no_wrap=True)
-    for heading in ("before", "after", "time", "tokens/s", "peak mem."):
+    for heading in ("before", "after", "time", "tokens/s", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in stage_rows(folders):
         name = _STAGE_NAMES.get(row["stage"], str(row["stage"]))
@@ -310,10 +310,10 @@ def _whole(value: float | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return _NOT_KNOWN
-    if seconds < 60:
+    if seconds < 1000:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _memory(count: float | None) -> str:
