@@ -129,10 +129,11 @@ def _start_line(config: Any, session: Any, trainer: Any, total: int) -> str:
     )
     if config.stage == "ppo":
         k = trainer.algorithm.group_size
-        updates = trainer.algorithm.epochs * config.ppo_buffer_size
+        prompts, minibatch = min(config.rollout_size, n), min(config.batch_size, n)  # a small set is one partial batch
+        updates = trainer.algorithm.epochs * -(-prompts // minibatch)
         line += (
-            f"{config.rollout_size} prompts x {k} = {config.rollout_size * k} completions a step, {updates} optimizer steps each "
-            f"({config.batch_size * k} completions a minibatch), "
+            f"{prompts} prompts x {k} = {prompts * k} completions a step, {updates} optimizer steps each "
+            f"({minibatch * k} completions a minibatch), "
         )
     else:
         line += f"{config.batch_size} a step, "

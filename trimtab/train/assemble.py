@@ -86,14 +86,16 @@ def load_text_side(config: Any) -> tuple[Any, templates.Template]:
     return tokenizer, template
 
 
-def load_parts(config: Any) -> tuple[Roles, Any, templates.Template, torch.device, torch.dtype, str, dict[str, Any]]:
-    """Base model, tokenizer and template of any file, training or not.
+def load_parts(
+    config: Any, text: tuple[Any, templates.Template] | None = None
+) -> tuple[Roles, Any, templates.Template, torch.device, torch.dtype, str, dict[str, Any]]:
+    """Base model, tokenizer and template of any file, training or not; `text` is what `load_text_side` gave, if it was asked.
 
     Returns:
         roles (none defined yet), tokenizer, template, device, compute type, name of the base, its fingerprint.
     """
     folder = resolve_model(config)
-    tokenizer, template = load_text_side(config)
+    tokenizer, template = text or load_text_side(config)
     device = pick_device(use_cpu=config.use_cpu)
     dtype, line = pick_dtype(config.compute_dtype, device)
     if line:
@@ -114,7 +116,7 @@ def assemble(config: StageConfig) -> Session:
     """Load data first (cheap, and most mistakes are there), then the model, then define the stage's roles."""
     tokenizer, template = load_text_side(config)
     data = load_data(config, tokenizer, template)
-    roles, tokenizer, template, device, dtype, base, fingerprint = load_parts(config)
+    roles, _, _, device, dtype, base, fingerprint = load_parts(config, (tokenizer, template))
     if config.full_determinism:
         torch.use_deterministic_algorithms(True)
     record = _define_roles(config, roles, fingerprint, template)
