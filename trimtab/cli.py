@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # drawing help in colour costs a third of a second, most of it Markdown's
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -61,7 +62,10 @@ def demo(
         bool, typer.Option("--anew", help="run again what is finished (the old runs are kept aside)")
     ] = False,
 ) -> None:
-    """SFT, reward model and PPO on a real model and the example data, with a table of what each stage gained."""
+    """Run SFT, reward model and PPO on a real model.
+
+    On the example data, with a table of what each stage gained and the plots at the end. A second run skips what is done.
+    """
     from trimtab.pipeline import run_demo
 
     run_demo(folder, seed=seed, anew=anew)
@@ -78,7 +82,10 @@ def chat(file: File, words: Words = None) -> None:
 
 @app.command(context_settings=_WORDS)
 def predict(file: File, words: Words = None) -> None:
-    """Answer (or, with stage rm, score) the rows of the evaluation set into generated_predictions.jsonl."""
+    """Answer (stage rm: score) the evaluation set.
+
+    Writes generated_predictions.jsonl and the match rates into output_dir.
+    """
     from trimtab.config import load
     from trimtab.serve.predict import predict as answer
 
@@ -96,7 +103,10 @@ def export(file: File, words: Words = None) -> None:
 
 @app.command(context_settings=_WORDS)
 def data(file: File, words: Words = None) -> None:
-    """Show the data of FILE: counts, dropped rows, lengths, duplicates, rendered rows with their trained tokens."""
+    """Show what the data of FILE becomes.
+
+    Counts, dropped rows with file and row, lengths, duplicates, and rendered rows with their trained tokens marked.
+    """
     from trimtab.config import load
     from trimtab.data.inspect import inspect
     from trimtab.train.assemble import load_text_side
@@ -107,13 +117,13 @@ def data(file: File, words: Words = None) -> None:
 
 @app.command(context_settings=_WORDS)
 def config(file: File, words: Words = None) -> None:
-    """Show every value that FILE resolves to, and where it comes from."""
+    """Show every value of FILE and where it comes from."""
     _show_config(file, words)
 
 
 @app.command()
 def report(folders: Annotated[list[Path], typer.Argument(help="run folders")]) -> None:
-    """Key figures of finished or running runs, what looks wrong in them, and their plots."""
+    """Sum up runs: figures, warnings, plots."""
     from rich.console import Console
 
     from trimtab.report.plots import plot_run
@@ -130,7 +140,7 @@ def report(folders: Annotated[list[Path], typer.Argument(help="run folders")]) -
 
 @app.command()
 def env() -> None:
-    """What trimtab sees of this machine: versions, hardware, number types, cache."""
+    """Show versions, hardware and number types."""
     from rich.console import Console
     from rich.table import Table
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,24 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error
+
+
+def test_help_loads_nothing_heavy() -> None:
+    """Start-up is what is imported: a verb's own imports happen when it is called."""
+    heavy = ("torch", "transformers", "pydantic", "yaml", "numpy", "matplotlib", "rich.markdown", "typer.rich_utils")
+    code = (
+        f"import sys; from trimtab.cli import main; main(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8")
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "..." not in done.stdout.split("Commands:")[1], "a command's first line is too long for the list"
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trimtab", "version"], capture_output=True, text=True, encoding="utf-8"
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, __version__)
 
 
 @pytest.mark.parametrize("stage", ["sft", "rm", "ppo", "predict"])
