@@ -120,9 +120,6 @@ IGNORED: list[tuple[str, str, Any, str]] = [
     ("preprocessing_num_workers", "int", None, _LOADER),
     ("data_shared_file_system", "bool", False, _ONE_PROCESS),
     # freeze, lora
-    ("freeze_trainable_layers", "int", 2, _only_with("finetuning_type: freeze")),
-    ("freeze_trainable_modules", "any", "all", _only_with("finetuning_type: freeze")),
-    ("freeze_extra_modules", "any", None, _only_with("finetuning_type: freeze")),
     ("loraplus_lr_embedding", "float", 1e-6, _only_with("loraplus_lr_ratio")),
     ("pissa_iter", "int", 16, _only_with("pissa_init")),
     ("hyper_parallel_args", "any", None, _only_with("use_hyper_parallel")),
@@ -300,7 +297,6 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
     ("reward_model_adapters", "any", None, "it belongs to a full reward model",
      "reward_model: FOLDER of a reward adapter"),
     ("reward_model_quantization_bit", "int", None, "quantised bases are not supported yet", "leave it out"),
-    ("pure_bf16", "bool", False, "trained weights always keep float32 masters", "bf16: true"),
     ("use_llama_pro", "bool", False, "it trains added layers", _LORA),
     *((name, "bool", False, _OPTIMIZER, _ADAMW) for name in (
         "use_adam_mini", "use_muon", "use_galore", "use_apollo", "use_badam", "adafactor")),
@@ -377,8 +373,6 @@ REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
         ("stage", name): (_LATER, "stage: ppo")
         for name in ("rloo", "grpo", "reinforce_plus_plus", "remax", "gspo", "dapo")
     },
-    ("finetuning_type", "full"): ("training all weights is not supported yet", _LORA),
-    ("finetuning_type", "freeze"): ("training some layers in full is not supported yet", _LORA),
     ("finetuning_type", "oft"): ("orthogonal fine-tuning is not supported", _LORA),
     **{
         ("optim", name): ("it is another optimizer, or rounds the state of this one", _ADAMW)

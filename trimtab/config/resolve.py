@@ -426,6 +426,12 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
             "interleave_probs", f"{len(config.interleave_probs)} shares for {len(config.dataset)} data sets",
             "each data set of `dataset` has a share", "write one number per data set",
         )  # fmt: skip
+    if config.do_train and config.finetuning_type != "lora" and config.adapter_name_or_path:
+        wrong(
+            "adapter_name_or_path", f"an adapter with finetuning_type: {config.finetuning_type}",
+            "the weights themselves are trained, and the adapter is not in them",
+            "merge it first (trimtab export with an export_dir), and name that folder in model_name_or_path",
+        )  # fmt: skip
     if isinstance(config, PpoConfig):
         if config.reward_model is None:
             missing("reward_model", "FOLDER (output_dir of a run with stage rm)", "stage ppo")
@@ -443,6 +449,8 @@ def _differences(config: StageConfig) -> list[str]:
         lines.append(
             f"lora_dropout: not applied in stage {config.stage}: rewards and probabilities are scored without it"
         )
+    if config.pure_bf16 and config.finetuning_type == "lora" and config.do_train:
+        lines.append("pure_bf16: products in bfloat16; adapters keep their float32 masters, which are small")
     if config.stage == "pt" and config.do_train:
         lines.append("pt: each text is a row of its own, in pieces of cutoff_len tokens; texts are not packed together")
     if isinstance(config, PpoConfig):

@@ -131,7 +131,9 @@ class StageConfig(BaseModel):
         "Model", None, "recompute activations in the backward pass: less memory, same gradients", stages=TRAINING
     )
 
-    finetuning_type: Literal["lora"] = key("LoRA", "lora", "what is trained: low-rank adapters")
+    finetuning_type: Literal["lora", "full", "freeze"] = key(
+        "LoRA", "lora", "what is trained: low-rank adapters, all weights, or those of some layers"
+    )
     adapter_name_or_path: Names = key("LoRA", (), "adapter folders, stacked in this order on the base")
     create_new_adapter: bool = key("LoRA", False, "train a new adapter on top instead of the last one", stages=TRAINING)
     lora_rank: Count = key("LoRA", 8, "rank of the adapters", stages=TRAINING)
@@ -142,6 +144,25 @@ class StageConfig(BaseModel):
     lora_dropout: BelowOne = key("LoRA", 0.0, "dropout before the adapters", stages=("pt", "sft"))
     lora_target: Names = key(
         "LoRA", ("all",), "names of linear layers that get adapters; all: every one", stages=TRAINING
+    )
+
+    pure_bf16: bool = key(
+        "Full and freeze",
+        False,
+        "full, freeze: bfloat16 without float32 masters; half the memory, coarse",
+        stages=TRAINING,
+    )
+    freeze_trainable_layers: Integer = key(
+        "Full and freeze", 2, "freeze: train the last so many layers; below 0 the first so many", stages=TRAINING
+    )
+    freeze_trainable_modules: Names = key(
+        "Full and freeze",
+        ("all",),
+        "freeze: parts of those layers (self_attn, mlp ...); all: every part",
+        stages=TRAINING,
+    )
+    freeze_extra_modules: Names = key(
+        "Full and freeze", (), "freeze: parts outside the layers (embed_tokens, norm, lm_head)", stages=TRAINING
     )
 
     template: Text | None = key("Data", None, "chat template by name; null or auto: the tokenizer's own")

@@ -117,7 +117,7 @@ class ForwardGenerator:
 
     def _decode_wave(self, rows: list[_Row], sampling: Sampling, k: int) -> Iterator[_Row]:
         """Decode rows (k consecutive ones per prompt) to their ends; yields a row after each of its tokens."""
-        model = self.roles.model
+        model = self.roles.of(self.role)
         device = next(model.parameters()).device
         limit = sampling.max_new_tokens
         draws = torch.from_numpy(
@@ -190,7 +190,7 @@ class ForwardGenerator:
 
     def _prefill(self, prompts: list[Prompt], cache: SlotCache, longest: int) -> Tensor:
         """Fill the cache with left-padded prompts; returns the hidden state of each prompt's last token `[b, d]`."""
-        model = self.roles.model
+        model = self.roles.of(self.role)
         device = next(model.parameters()).device
         ids = torch.tensor([[0] * (longest - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device)
         pad = torch.tensor([longest - len(p.token_ids) for p in prompts], device=device)
@@ -210,11 +210,11 @@ class ForwardGenerator:
         return out  # type: ignore[no-any-return]
 
     def _logits(self, state: Tensor) -> Tensor:
-        model = self.roles.model
+        model = self.roles.of(self.role)
         return torch.nn.functional.linear(state, head_weight(model), head_bias(model))
 
     def _seen(self, rows: list[_Row], device: torch.device) -> Tensor:
-        seen = torch.zeros(len(rows), head_weight(self.roles.model).shape[0], dtype=torch.bool, device=device)
+        seen = torch.zeros(len(rows), head_weight(self.roles.of(self.role)).shape[0], dtype=torch.bool, device=device)
         for i, row in enumerate(rows):
             seen[i, list(row.prompt.token_ids)] = True
         return seen

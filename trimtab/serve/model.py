@@ -114,6 +114,7 @@ def find_served(config: StageConfig) -> Source:
     Raises:
         TrimtabError: an adapter that is not there or is of a kind we do not compute, or nothing trained yet.
     """
+    config = _trained_weights(config)
     folders = adapter_folders(config)
     for folder in folders:
         lora.read_config(Path(folder))  # now: the base takes its time to load
@@ -161,6 +162,15 @@ def load_served(source: Source) -> Served:
         record=record,
         writes=source.writes,
     )
+
+
+def _trained_weights(config: StageConfig) -> StageConfig:
+    """A training file whose own weights were trained serves the model folder in its output_dir."""
+    folder = Path(config.output_dir or "")
+    if config.do_infer or config.finetuning_type == "lora" or not (folder / "config.json").is_file():
+        return config
+    say(f"the model that this file trained: {folder}")
+    return config.model_copy(update={"model_name_or_path": str(folder), "do_train": False})
 
 
 def adapter_folders(config: StageConfig) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from trimtab.config import dump_resolved
 from trimtab.errors import ConfigError
 from trimtab.models import lora
 from trimtab.models.heads import HeadRecord, save_head
+from trimtab.models.packaged import quiet_unless_watched
 from trimtab.models.roles import Roles
 from trimtab.rundir import RunFolder, write_json
 from trimtab.train.assemble import BASE_RECORD, Session
@@ -79,6 +80,9 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
     """Train from wherever the folder stands to the end; returns the figures of the last evaluation."""
     config = session.config
     total = total_steps(config, trainer.steps_per_epoch)
+    if session.roles.masters is not None:
+        for optimizer in trainer.optimizers.values():
+            optimizer.register_step_post_hook(session.roles.masters.publish)
     clock = _Clock()
     progress = _Progress(session, trainer, folder, total, clock)
     start = progress.resume()
@@ -275,7 +279,7 @@ class _Progress:
             say("no whole checkpoint: starting from the first step")
             self.folder.truncate_after(-1)
             return 0
-        state = load_state(path, _weights(self.session.roles), self.trainer.optimizers)
+        state = _restore(self.session.roles, path, self.trainer.optimizers)
         step = int(state["step"])
         self.step, self.tokens, self.completions = step, state["tokens"], state["completions"]
         self.saved_at = step if path == self.folder.checkpoint_path(step) else -1
@@ -301,7 +305,7 @@ class _Progress:
         loaded = False
         best = self.folder.checkpoint_path(self.best_step) if self.best_step is not None else None
         if config.load_best_model_at_end and best is not None and self.best_step != self.step and best.exists():
-            load_state(best, _weights(session.roles), self.trainer.optimizers)
+            _restore(session.roles, best, self.trainer.optimizers)
             say(
                 f"loaded the best model: {best.name}, {config.metric_for_best_model or self.trainer.best_metric[0]} {self.best:.4g}"
             )
@@ -361,29 +365,49 @@ class _Progress:
 
 
 def _weights(roles: Roles) -> dict[str, nn.Parameter]:
-    """Everything a resume must restore: what is trained, and the frozen adapters that a user's folder may no longer hold."""
+    """Everything a resume must restore: what is trained, and the frozen adapters that a user's folder may no longer hold.
+
+    Not frozen weights of whole models: those are read again from the folders that the config names.
+    """
     found: dict[str, nn.Parameter] = {}
-    adapters = sorted({name for spec in roles.specs.values() for name in spec.adapters})
-    for adapter in adapters:
-        found |= {f"{adapter}|{name}": p for name, p in lora.parameters(roles.model, adapter).items()}
+    adapters = {name: roles.of(role) for role, spec in roles.specs.items() for name in spec.adapters}
+    for adapter in sorted(adapters):
+        found |= {f"{adapter}|{name}": p for name, p in lora.parameters(adapters[adapter], adapter).items()}
+    if roles.masters is not None:
+        found |= {f"model|{name}": p for name, p in roles.masters.parameters.items()}
     for role, spec in roles.specs.items():
         if spec.head is not None:
             found |= {f"{role}|head.{name}": p for name, p in spec.head.named_parameters()}
     return found
 
 
+def _restore(roles: Roles, path: Path, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
+    """Weights and optimizers as a checkpoint has them; returns its JSON values."""
+    values = load_state(path, _weights(roles), optimizers)
+    if roles.masters is not None:
+        roles.masters.publish()
+    return values
+
+
 def save_model(session: Session, folder: Path) -> None:
-    """The trained model as users load it: one peft adapter on the raw base, its tokenizer, and a head if it has one."""
+    """The trained model as users load it, its tokenizer, and a head if it has one.
+
+    An adapter is one peft adapter on the raw base; trained weights are a whole model folder, in the type that they compute in.
+    """
     role = "reward" if session.config.stage == "rm" else "policy"
     _save_role(session, role, folder)
     session.tokenizer.save_pretrained(str(folder))
 
 
 def _save_role(session: Session, role: str, folder: Path) -> None:
-    spec = session.roles.specs[role]
-    lora.save_adapter(session.roles.model, spec.adapters, folder, base=session.base)
-    contains = session.contains if role in ("policy", "reward") else []
-    write_json(folder / BASE_RECORD, {**session.fingerprint, "contains": contains})
+    spec, model = session.roles.specs[role], session.roles.of(role)
+    if session.roles.trains_weights(role):
+        with quiet_unless_watched():
+            model.save_pretrained(folder)
+    else:
+        lora.save_adapter(model, spec.adapters, folder, base=session.base)
+        contains = session.contains if role in ("policy", "reward") else []
+        write_json(folder / BASE_RECORD, {**session.fingerprint, "contains": contains})
     if spec.head is not None:
         record = session.record or HeadRecord()
         save_head(spec.head, folder, record if role == "reward" else replace(record, purpose="critic"))
