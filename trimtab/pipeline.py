@@ -67,7 +67,13 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
             "training needs an output_dir", where=config.origin("output_dir"), remedy="name a folder for the run"
         )
     wants_resume = resume or bool(config.resume_from_checkpoint)
-    inputs = [p for p in (*config.adapter_name_or_path, getattr(config, "reward_model", None)) if p]
+    models = [config.model_name_or_path, *(getattr(config, name, None) for name in ("reward_model", "ref_model"))]
+    stacked = [
+        p
+        for name in ("adapter_name_or_path", "reward_model_adapters", "ref_model_adapters")
+        for p in getattr(config, name, ())
+    ]
+    inputs = [p for p in (*models, *stacked) if p and Path(p).exists()]
     folder = RunFolder.start(
         config.output_dir,
         dump_resolved(config),

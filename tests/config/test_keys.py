@@ -41,6 +41,7 @@ def _sample(key: Key) -> Any:
         "val_size": 0.25,
         "eval_dataset": [],
         "warmup_ratio": 0.25,
+        "reward_model_type": "full",
     }
     if key.name in chosen:
         return chosen[key.name]
@@ -125,8 +126,10 @@ def test_every_key_that_is_acted_on_round_trips(kind: str) -> None:
             continue
         key = KEYS[name]
         given = {**_minimal(kind), name: _sample(key)}
-        if name == "interleave_probs":
-            given |= {"dataset": "d", "mix_strategy": "interleave_over"}
+        given |= {
+            "interleave_probs": {"dataset": "d", "mix_strategy": "interleave_over"},
+            "reward_model_adapters": {"reward_model_type": "full"},
+        }.get(name, {})
         config = load(given)
         assert _as_json(getattr(config, name)) == given[name], name
         assert config.origin(name) == f"argument: {name}"

@@ -100,7 +100,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["full", "freeze"])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(
-    kind: str, dtype: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, dtype: str, run: Run, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     more = {
         "finetuning_type": kind,
@@ -127,6 +127,8 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(
     b = AutoModelForCausalLM.from_pretrained(again.path)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert [r["loss"] for r in whole.metrics("train")] == [r["loss"] for r in again.metrics("train")]
+    start = AutoModelForCausalLM.from_pretrained(keys("sft", "x")["model_name_or_path"], dtype=a.dtype)
+    assert any(not torch.equal(p, q) for p, q in zip(a.parameters(), start.parameters(), strict=True))
     saved = load_file(again.path / "checkpoint-4" / "state" / "weights.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}  # masters, whatever is computed in
 

@@ -292,10 +292,6 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
     ("use_dora", "bool", False, "it trains magnitudes beside the adapters", _LORA),
     ("pissa_init", "bool", False, "it changes the base, which is never changed here", _LORA),
     ("pissa_convert", "bool", False, "it belongs to pissa_init", _LORA),
-    ("ref_model", "str", None, "another reference than the stage's start is not supported yet", _REFERENCE),
-    ("ref_model_adapters", "any", None, "another reference than the stage's start is not supported yet", _REFERENCE),
-    ("reward_model_adapters", "any", None, "it belongs to a full reward model",
-     "reward_model: FOLDER of a reward adapter"),
     ("reward_model_quantization_bit", "int", None, "quantised bases are not supported yet", "leave it out"),
     ("use_llama_pro", "bool", False, "it trains added layers", _LORA),
     *((name, "bool", False, _OPTIMIZER, _ADAMW) for name in (
@@ -404,11 +400,6 @@ REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
             *("warmup_stable_decay", "greedy"),
         )
     },
-    ("reward_model_type", "full"): (
-        "a reward model of its own base is not supported yet",
-        "reward_model_type: lora, on the same base",
-    ),
-    ("reward_model_type", "api"): ("a reward server is not supported yet", "reward_model_type: lora, on the same base"),
 }
 
 

@@ -432,9 +432,34 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
             "the weights themselves are trained, and the adapter is not in them",
             "merge it first (trimtab export with an export_dir), and name that folder in model_name_or_path",
         )  # fmt: skip
+    if (
+        config.do_train
+        and config.finetuning_type != "lora"
+        and config.output_dir is not None
+        and config.model_name_or_path is not None
+        and Path(config.output_dir).absolute() == Path(config.model_name_or_path).absolute()
+    ):
+        wrong(
+            "output_dir",
+            "it is the folder of the model",
+            "the trained model would be written over it",
+            "another folder",
+        )
     if isinstance(config, PpoConfig):
         if config.reward_model is None:
             missing("reward_model", "FOLDER (output_dir of a run with stage rm)", "stage ppo")
+        served = str(config.reward_model or "").startswith(("http://", "https://"))
+        if config.reward_model is not None and served != (config.reward_model_type == "api"):
+            wrong(
+                "reward_model_type", f"{config.reward_model_type} with reward_model: {config.reward_model}",
+                "a reward server has a URL, a reward model a folder",
+                "reward_model_type: api" if served else "give the server's URL in reward_model (http://HOST:PORT/PATH)",
+            )  # fmt: skip
+        if config.reward_model_adapters and config.reward_model_type != "full":
+            wrong(
+                "reward_model_adapters", f"with reward_model_type: {config.reward_model_type}",
+                "they stand on a reward model of its own", "reward_model_type: full, or name the adapter in reward_model",
+            )  # fmt: skip
         if config.temperature == 0:
             wrong("temperature", "0 in rollouts", "the likeliest answer is always the same: nothing to compare", "1.0")
     return problems
@@ -460,5 +485,8 @@ def _differences(config: StageConfig) -> list[str]:
                 f"{', '.join(filters)}: applied in chat, predict and sampled evaluation; rollouts use the temperature "
                 f"alone ({config.rollout_temperature:g}), so that the KL to the reference is that of the policy itself"
             )
-        lines.append("reference: the policy at the start of this stage, adapters included")
+        if config.ref_model or config.ref_model_adapters:
+            lines.append(f"reference: {', '.join(filter(None, (config.ref_model, *config.ref_model_adapters)))}")
+        else:
+            lines.append("reference: the policy at the start of this stage, adapters included")
     return lines

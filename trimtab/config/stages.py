@@ -376,9 +376,18 @@ class PpoConfig(StageConfig):
 
     stage: Literal["ppo"] = key("Stage", "ppo", "what to train: pt, sft, rm or ppo")
 
-    reward_model: Text | None = key("PPO", None, "folder of the reward model's adapter", stages=_PPO)
-    reward_model_type: Literal["lora"] = key(
-        "PPO", "lora", "the reward model is an adapter on the same base", stages=_PPO
+    reward_model: Text | None = key(
+        "PPO", None, "the reward model: an adapter's folder, a model's folder, or a server's URL", stages=_PPO
+    )
+    reward_model_type: Literal["lora", "full", "api"] = key(
+        "PPO", "lora", "lora: an adapter on the same base; full: a model with a value head; api: a server", stages=_PPO
+    )
+    reward_model_adapters: Names = key("PPO", (), "adapters on a full reward model, stacked in this order", stages=_PPO)
+    reward_timeout: Positive = key("PPO", 60.0, "seconds that a reward server has for an answer", stages=_PPO)
+    reward_retries: Whole = key("PPO", 4, "how often a reward server that does not answer is asked again", stages=_PPO)
+    ref_model: Text | None = key("PPO", None, "reference model; null: the policy when the stage starts", stages=_PPO)
+    ref_model_adapters: Names = key(
+        "PPO", (), "adapters on the reference model (on the base, without ref_model)", stages=_PPO
     )
     ppo_epochs: Count = key("PPO", 4, "passes over each rollout batch", stages=_PPO)
     ppo_buffer_size: Count = key("PPO", 1, "optimizer batches per rollout batch", stages=_PPO)

@@ -22,12 +22,14 @@ from trimtab.models.roles import POLICY as POLICY
 from trimtab.models.roles import REFERENCE as REFERENCE
 from trimtab.models.roles import REWARD as REWARD
 from trimtab.models.roles import Roles
-from trimtab.rewards import readout_tail
+from trimtab.rewards import Reward, readout_tail
+from trimtab.rewards.api import ApiReward
+from trimtab.rewards.model import ModelReward
 from trimtab.train.device import default_micro_batch_tokens, pick_device, pick_dtype
 from trimtab.train.progress import say
 from trimtab.train.weights import BASE_RECORD as BASE_RECORD
+from trimtab.train.weights import Parts, define_roles
 from trimtab.train.weights import contained as contained
-from trimtab.train.weights import define_roles
 from trimtab.train.weights import stack_adapters as stack_adapters
 from trimtab.types import Completion
 
@@ -43,6 +45,7 @@ class Session:
         contains: hashes of the adapters that the trained policy was built on, for the record beside it.
         record: how the scores of the reward model in this session are read.
         tail: what follows the end marker in rows that it scores; empty unless it is read at the last token.
+        fresh_critic: the critic does not start from a reward model.
     """
 
     config: Any
@@ -59,6 +62,7 @@ class Session:
     contains: list[str] = field(default_factory=list)
     record: HeadRecord | None = None
     tail: tuple[int, ...] = ()
+    fresh_critic: bool = False
 
     def text(self, completion: Completion) -> str:
         """The completion as text, without its stop token."""
@@ -66,6 +70,21 @@ class Session:
         if ids and ids[-1] in self.template.stop_ids:
             ids.pop()
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def reward(self) -> Reward:
+        """What scores answers: the reward model of the roles, or a server."""
+        config = self.config
+        if config.reward_model_type == "api":
+            return ApiReward(
+                config.reward_model,
+                lambda ids: str(self.tokenizer.decode(list(ids), skip_special_tokens=False)),
+                timeout=config.reward_timeout,
+                retries=config.reward_retries,
+                where=config.origin("reward_model"),
+            )
+        own = self.roles.specs[REWARD].model
+        layout = self.layout if own is None else choose_layout(own, self.layout)[0]
+        return ModelReward(self.roles, budget=self.budget, layout=layout)
 
     def generator(self, role: str = POLICY) -> ForwardGenerator:
         """An engine on the training weights."""
@@ -127,7 +146,9 @@ def assemble(config: StageConfig) -> Session:
     roles, _, _, device, dtype, base, fingerprint = load_parts(config, (tokenizer, template))
     if config.full_determinism:
         torch.use_deterministic_algorithms(True)
-    record = define_roles(config, roles, fingerprint, template, dtype)
+    parts = Parts(tokenizer=tokenizer, template=template, device=device, dtype=dtype, fingerprint=fingerprint)
+    defined = define_roles(config, roles, parts)
+    record = defined.record
     shared, why = choose_layout(roles.model, "auto")
     if config.stage in ("rm", "ppo"):
         say(f"layout {shared}: {why}")
@@ -147,6 +168,7 @@ def assemble(config: StageConfig) -> Session:
         fingerprint=fingerprint,
         contains=[h for p in config.adapter_name_or_path for h in (lora.file_hash(Path(p)), *contained(Path(p)))],
         record=record,
+        fresh_critic=defined.fresh_critic,
         tail=readout_tail(template, tokenizer, record.readout) if record is not None else (),
     )
 

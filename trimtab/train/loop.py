@@ -19,7 +19,7 @@ from torch import nn
 
 from trimtab import diagnose
 from trimtab.config import dump_resolved
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, RewardError
 from trimtab.models import lora
 from trimtab.models.heads import HeadRecord, save_head
 from trimtab.models.packaged import quiet_unless_watched
@@ -99,7 +99,11 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                 for role, optimizer in trainer.optimizers.items():
                     set_learning_rate(optimizer, trainer.learning_rates[role] * factor)
                 torch.manual_seed(config.seed * 1_000_003 + number)  # dropout; nothing else reads torch's generator
-                figures = trainer.step(number)
+                try:
+                    figures = trainer.step(number)
+                except RewardError:
+                    progress.keep(number)
+                    raise
                 progress.log(number + 1, figures | {"lr": config.learning_rate * factor})
                 advance(1, _short(figures))
                 if progress.due("eval", number + 1):
@@ -253,6 +257,12 @@ class _Progress:
                 save_state(path, _weights(self.session.roles), self.trainer.optimizers, self._values(step))
         self.saved_at = step
         self.folder.prune(self.config.save_total_limit, keep=best)
+
+    def keep(self, step: int) -> None:
+        """A reward failed in the step after `step`, before anything was changed: nothing that was computed is lost."""
+        if step and self.saved_at != step and not self.config.save_only_model:
+            self.save(step)
+            say(f"saved checkpoint-{step}: --resume goes on from there")
 
     def _values(self, step: int) -> dict[str, Any]:
         return {

@@ -22,7 +22,6 @@ from trimtab.models.forward import TokenScores
 from trimtab.ops.masked import masked_mean
 from trimtab.ops.reduction import reduction_weights
 from trimtab.ops.stats import RunningMoments
-from trimtab.rewards.model import ModelReward
 from trimtab.rundir import RunFolder
 from trimtab.train.assemble import CRITIC, POLICY, REFERENCE, Session
 from trimtab.train.loop import Figures
@@ -43,7 +42,7 @@ class OnlineTrainer:
         config = session.config
         self.session, self.folder = session, folder
         self.algorithm: Online = ALGORITHMS.load(config.stage).from_config(config)
-        self.reward = ModelReward(session.roles, budget=session.budget, layout=session.layout)
+        self.reward = session.reward()
         self.prompts: list[Prompt] = session.data.train
         self.steps_per_epoch = math.ceil(len(self.prompts) / config.rollout_size)
         self.best_metric = ("reward_sampled", True)
@@ -66,7 +65,7 @@ class OnlineTrainer:
         }
         self.warmup = config.critic_warmup_steps
         if self.warmup is None:
-            self.warmup = 5 if self.head_on_policy else 0
+            self.warmup = 5 if session.fresh_critic else 0
 
     # ------------------------------------------------------------------------------------------------------------ step
 

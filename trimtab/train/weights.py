@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from trimtab.algos import ALGORITHMS
 from trimtab.data.templates import Template
-from trimtab.errors import AdapterError, ConfigError
+from trimtab.data.tokenizer import load_tokenizer
+from trimtab.errors import AdapterError, ConfigError, ModelError
 from trimtab.models import lora
 from trimtab.models.heads import WEIGHTS as HEAD_WEIGHTS
 from trimtab.models.heads import HeadRecord, ValueHead, load_head
-from trimtab.models.load import resolve_model, same_base
+from trimtab.models.load import base_fingerprint, load_base, resolve_model, same_base
 from trimtab.models.masters import Masters, trained_names
 from trimtab.models.roles import CRITIC, POLICY, REFERENCE, REWARD, Roles
 from trimtab.rundir import read_json
@@ -37,8 +39,15 @@ BASE_RECORD = "base_model.json"
 # ------------------------------------------------------------------------------------------------------------ adapters
 
 
-def stack_adapters(roles: Roles, paths: tuple[str, ...], fingerprint: dict[str, Any]) -> tuple[str, ...]:
-    """Load adapter folders, frozen, in order; returns their names.
+def stack_adapters(
+    roles: Roles,
+    paths: tuple[str, ...],
+    fingerprint: dict[str, Any],
+    *,
+    model: PreTrainedModel | None = None,
+    prefix: str = "adapter",
+) -> tuple[str, ...]:
+    """Load adapter folders, frozen, in order, onto the roles' own model or onto `model`; returns their names.
 
     Raises:
         AdapterError: an adapter that does not fit, or one that already holds another of them: what we save is the whole policy
@@ -55,9 +64,9 @@ def stack_adapters(roles: Roles, paths: tuple[str, ...], fingerprint: dict[str, 
                 why="it was trained on top of that adapter and was saved with it, as one; both together would add it twice",
                 remedy=f"adapter_name_or_path: {path}",
             )
-        name = f"adapter{i}"
+        name = f"{prefix}{i}"
         _check_base(Path(path), fingerprint)
-        lora.load_adapter(roles.model, name, Path(path), roles.switch)
+        lora.load_adapter(model or roles.model, name, Path(path), roles.switch)
         names.append(name)
     return tuple(names)
 
@@ -95,6 +104,17 @@ def _check_base(folder: Path, fingerprint: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the base came with: its tokenizer and template, device, compute type, fingerprint."""
+
+    tokenizer: Any
+    template: Template
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """Where a stage starts.
 
@@ -109,29 +129,48 @@ class Start:
     frozen: PreTrainedModel
 
 
-def define_roles(
-    config: Any, roles: Roles, fingerprint: dict[str, Any], template: Template, dtype: torch.dtype
-) -> HeadRecord | None:
-    """Make what is trained, and define the roles of a training stage; returns how its reward model is read, if it has one."""
-    online = config.stage not in ("pt", "sft", "rm")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defined:
+    """What else is known once the roles are defined.
+
+    Attributes:
+        record: how the scores of the stage's reward model are read; None without one.
+        fresh_critic: the critic does not start from a reward model: it knows nothing yet and is warmed up.
+    """
+
+    record: HeadRecord | None = None
+    fresh_critic: bool = False
+
+
+def define_roles(config: Any, roles: Roles, parts: Parts) -> Defined:
+    """Make what is trained, and define the roles of a training stage."""
+    algorithm = ALGORITHMS.load(config.stage).from_config(config)
+    needs = getattr(algorithm, "needs", None)
     if config.finetuning_type == "lora":
-        start = _start_lora(config, roles, fingerprint)
+        start = _start_lora(config, roles, parts.fingerprint)
     else:
-        start = _start_weights(config, roles, dtype, keep_start=online)
+        learned = needs is not None and needs.reward and config.reward_model_type == "lora"
+        beside = needs is not None and ((needs.critic and config.critic == "adapter") or learned)
+        refers = needs is not None and needs.reference and not _names_reference(config)
+        start = _start_weights(config, roles, parts.dtype, keep_start=beside or refers)
     if config.stage == "rm":
-        return _define_reward_model(config, roles, start, template)
-    if not online:
+        return Defined(record=_define_reward_model(config, roles, start, parts.template))
+    if needs is None:
         roles.define(POLICY, *start.policy)
-        return None
-    if not config.reward_model:
-        raise ConfigError(
-            "stage: ppo needs a reward_model", where=config.origin("reward_model"), remedy="train one with stage: rm"
-        )
-    roles.define(REFERENCE, *start.reference, model=start.frozen)
-    record = load_reward_role(roles, Path(config.reward_model), fingerprint, model=start.frozen)
-    _compare_records(record, config, template)
-    _define_critic(config, roles, start)
-    return record
+        return Defined()
+    if needs.reference:
+        _define_reference(config, roles, start, parts)
+    record = _define_reward(config, roles, start, parts) if needs.reward else None
+    if record is not None:
+        _compare_records(record, config, parts.template)
+    if not needs.critic:
+        roles.define(POLICY, *start.policy)
+        return Defined(record=record)
+    return Defined(record=record, fresh_critic=_define_critic(config, roles, start))
+
+
+def _names_reference(config: Any) -> bool:
+    return bool(config.ref_model or config.ref_model_adapters)
 
 
 def _start_lora(config: Any, roles: Roles, fingerprint: dict[str, Any]) -> Start:
@@ -206,6 +245,101 @@ def _define_reward_model(config: Any, roles: Roles, start: Start, template: Temp
     )
 
 
+# ------------------------------------------------------------------------------------------------- reference and reward
+
+
+def _define_reference(config: Any, roles: Roles, start: Start, parts: Parts) -> None:
+    """The policy as the stage finds it, or the model (its adapters stacked) that the file names."""
+    if not _names_reference(config):
+        roles.define(REFERENCE, *start.reference, model=start.frozen)
+        return
+    model, fingerprint = start.frozen, parts.fingerprint
+    if config.ref_model:
+        model, fingerprint = _other_model(config, "ref_model", parts)
+    names = stack_adapters(roles, config.ref_model_adapters, fingerprint, model=model, prefix="ref")
+    roles.define(REFERENCE, *names, model=model)
+
+
+def _define_reward(config: Any, roles: Roles, start: Start, parts: Parts) -> HeadRecord | None:
+    """The reward model that the file names, as the role `reward`; None where a server scores."""
+    if not config.reward_model:
+        raise ConfigError(
+            f"stage: {config.stage} needs a reward_model",
+            where=config.origin("reward_model"),
+            remedy="train one with stage: rm",
+        )
+    if config.reward_model_type == "api":
+        return None
+    folder = Path(config.reward_model).expanduser()
+    if config.reward_model_type == "lora":
+        if (folder / "config.json").is_file() and not (folder / lora.CONFIG).is_file():
+            raise ConfigError(
+                f"the reward model {str(folder)!r} is a whole model, not an adapter",
+                where=config.origin("reward_model"),
+                why="reward_model_type is lora",
+                remedy="reward_model_type: full",
+            )
+        return load_reward_role(roles, folder, parts.fingerprint, model=start.frozen)
+    model, fingerprint = _other_model(config, "reward_model", parts)
+    names = stack_adapters(roles, config.reward_model_adapters, fingerprint, model=model, prefix="reward")
+    home = Path(config.reward_model_adapters[-1]) if names else folder
+    head, record = load_head(home, model.config.get_text_config().hidden_size)
+    roles.define(REWARD, *names, head=head, model=model)
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """A model that a key other than model_name_or_path names, as `resolve_model` wants it."""
+
+    config: Any
+    key: str
+
+    @property
+    def model_name_or_path(self) -> str:
+        return str(getattr(self.config, self.key))
+
+    @property
+    def cache_dir(self) -> str | None:
+        return self.config.cache_dir  # type: ignore[no-any-return]
+
+    @property
+    def model_revision(self) -> str:
+        return "main"  # model_revision is that of model_name_or_path
+
+    @property
+    def hf_hub_token(self) -> str | None:
+        return self.config.hf_hub_token  # type: ignore[no-any-return]
+
+    @property
+    def ms_hub_token(self) -> str | None:
+        return self.config.ms_hub_token  # type: ignore[no-any-return]
+
+    def origin(self, key: str) -> str:
+        return str(self.config.origin(self.key if key == "model_name_or_path" else key))
+
+
+def _other_model(config: Any, key: str, parts: Parts) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A frozen model of its own, and its fingerprint. It reads the same token ids as the policy, so it must mean the same by them.
+
+    Raises:
+        ModelError: no such model, a broken one, or one with another tokenizer.
+    """
+    folder = resolve_model(_Other(config, key))
+    theirs: Any = load_tokenizer(folder, config)
+    known = theirs.get_vocab()
+    for token, number in parts.tokenizer.get_vocab().items():
+        if known.get(token) != number:
+            raise ModelError(
+                f"{key} has another tokenizer than model_name_or_path",
+                where=config.origin(key),
+                why=f"it reads the policy's token ids, and {token!r} is {number} to the policy and {known.get(token)} to it",
+                remedy="use a model of the same family, or a reward server (reward_model_type: api), which is sent text",
+            )
+    model = load_base(folder, dtype=parts.dtype, device=parts.device, trust_remote_code=config.trust_remote_code)
+    return model, dict(base_fingerprint(folder))
+
+
 def _compare_records(record: HeadRecord, config: Any, template: Template) -> None:
     for what, trained, here in (
         ("template", record.template, template.name),
@@ -217,16 +351,29 @@ def _compare_records(record: HeadRecord, config: Any, template: Template) -> Non
             )
 
 
-def _define_critic(config: Any, roles: Roles, start: Start) -> None:
-    """The policy, and the critic: a head on it, or an adapter that starts as the reward model's with its head."""
+def _define_critic(config: Any, roles: Roles, start: Start) -> bool:
+    """The policy, and the critic; returns whether the critic starts from nothing.
+
+    A head on the policy (`critic: head`), or an adapter and head of its own. Those start as the reward model's where that is an
+    adapter on the same weights, else as the policy's own adapter (a new one, where weights are trained) with a head of zeros.
+    """
     hidden = roles.model.config.get_text_config().hidden_size
     if config.critic == "head":
         roles.define(POLICY, *start.policy, head=ValueHead(hidden))
-        return
+        return True
     roles.define(POLICY, *start.policy)
-    lora.copy_adapter(start.frozen, REWARD, CRITIC, trainable=True)
     critic = ValueHead(hidden)
-    reward_head = roles.specs[REWARD].head
-    assert reward_head is not None
-    critic.load_state_dict(reward_head.state_dict())
-    roles.define(CRITIC, CRITIC, head=critic, model=start.frozen)
+    reward = roles.specs.get(REWARD)
+    if reward is not None and reward.head is not None and roles.of(REWARD) is start.frozen:
+        lora.copy_adapter(start.frozen, REWARD, CRITIC, trainable=True)
+        critic.load_state_dict(reward.head.state_dict())
+        roles.define(CRITIC, CRITIC, head=critic, model=start.frozen)
+        return False
+    if start.policy:
+        *below, trained = start.policy
+        lora.copy_adapter(start.frozen, trained, CRITIC, trainable=True)
+    else:
+        below = []
+        _new_adapter(config, roles, start.frozen, CRITIC)
+    roles.define(CRITIC, *below, CRITIC, head=critic, model=start.frozen)
+    return True
