@@ -32,6 +32,13 @@ LLAMA3 = (
 )
 CHATML_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 LLAMA3_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+FAMILY_TOKENS = {
+    "gemma": ["<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
+    "phi4": ["<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"],
+    "glm4": ["<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"],
+    "deepseek": ["<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"],
+    "llama2": ["</s>", "<s>"],
+}
 
 
 def make_tokenizer(special: list[str], eos: str | None, template: str | None, bos: str | None = None) -> Any:
@@ -76,7 +83,7 @@ def jinja() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def special() -> dict[str, list[str]]:
-    return {"chatml": CHATML_TOKENS, "llama3": LLAMA3_TOKENS}
+    return {"chatml": CHATML_TOKENS, "llama3": LLAMA3_TOKENS, **FAMILY_TOKENS}
 
 
 @pytest.fixture

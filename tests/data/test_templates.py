@@ -253,7 +253,8 @@ def test_a_template_that_refuses_a_dialogue(make, special):
 
 
 def test_every_row_of_the_registry_builds(make, jinja, special):
-    tokenizer = make([*special["llama3"], *special["chatml"]], "<|endoftext|>", jinja["chatml"])
+    tokens = list(dict.fromkeys(token for listed in special.values() for token in listed))
+    tokenizer = make(tokens, "<|endoftext|>", jinja["chatml"])
     assert [templates.get(name, tokenizer).name for name in TEMPLATES.names()] == TEMPLATES.names()
 
 

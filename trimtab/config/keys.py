@@ -281,7 +281,6 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
      "leave it out: rows are already batched by tokens, with little padding"),
     ("neat_packing", "bool", False, "packing changes what a batch is",
      "leave it out: rows are already batched by tokens"),
-    ("tool_format", "str", None, "tool formats are the template's own", "leave it out"),
     ("preserve_thinking", "bool", False, "thoughts of earlier turns are stripped, as the model was trained",
      "leave it out"),
     ("tokenized_path", "str", None, "tokenised sets are neither saved nor loaded yet",

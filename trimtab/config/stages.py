@@ -168,6 +168,9 @@ class StageConfig(BaseModel):
     template: Text | None = key("Data", None, "chat template by name; null or auto: the tokenizer's own")
     default_system: Text | None = key("Data", None, "system message of rows that have none; null: the template's")
     enable_thinking: bool = key("Data", True, "qwen3: an empty thought before answers without one is trained on")
+    tool_format: Literal["default", "qwen", "llama3", "glm4", "mistral"] | None = key(
+        "Data", None, "how tools and their calls are written; null: the template's own way"
+    )
     split_special_tokens: bool = key("Data", False, "special tokens written inside messages are plain text")
     dataset: Names = key("Data", (), "data sets to train on, by their names in dataset_info.json")
     eval_dataset: Names = key("Data", (), "held-out data sets, in place of val_size")

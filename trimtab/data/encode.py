@@ -15,6 +15,7 @@ from itertools import groupby
 
 from trimtab.data.dropped import Dropped
 from trimtab.data.templates.template import Piece, Template
+from trimtab.data.templates.tools import UnusableTools, read_tools
 from trimtab.data.tokenizer import Tokenizer, encode_plain
 from trimtab.types import Example, Message, Pair, Prompt, Role, TokenRow
 
@@ -133,8 +134,12 @@ def fit_sft(
         return Dropped(origin=example.origin, reason="the answer is marked as unwanted")
     if not answer.content.strip():
         return Dropped(origin=example.origin, reason="empty answer")
-    turns = _turns(template.encode(tokenizer, example.prompt, add_generation_prompt=True))
-    turns[-1] = (turns[-1][0], tuple(template.encode_answer(tokenizer, answer.content, newline=True)))
+    try:
+        turns = _turns(encode_source(example, template, tokenizer))
+        learnt = template.encode_answer(tokenizer, answer.content, newline=True, role=answer.role)
+    except UnusableTools as error:
+        return Dropped(origin=example.origin, reason=error.what, detail=error.why)
+    turns[-1] = (turns[-1][0], tuple(learnt))
 
     left = cutoff_len
     kept: list[tuple[Ids, Ids]] = []
@@ -160,6 +165,15 @@ def fit_sft(
         return Dropped(origin=example.origin, reason="nothing to learn is left within cutoff_len")
     whole = sum(len(chunk.token_ids) for source, _ in turns for chunk in source) + sum(len(t) for _, t in turns)
     return TokenRow(token_ids=tuple(ids), scored=tuple(scored)), whole - len(ids)
+
+
+def encode_source(example: Example, template: Template, tokenizer: Tokenizer) -> list[Piece]:
+    """All that stands before a row's answer, its tools among it.
+
+    Raises:
+        UnusableTools: the tools or a call cannot be read.
+    """
+    return template.encode(tokenizer, example.prompt, add_generation_prompt=True, tools=read_tools(example.tools))
 
 
 def _turns(pieces: Sequence[Piece]) -> list[tuple[list[Chunk], Ids]]:
@@ -216,9 +230,14 @@ def fit_pair(
         return Dropped(origin=example.origin, reason="no chosen and rejected answers")
     if example.chosen.content == example.rejected.content:
         return Dropped(origin=example.origin, reason="chosen and rejected are the same")
-    source = chunks(template.encode(tokenizer, example.prompt, add_generation_prompt=True))
-    chosen = template.encode_answer(tokenizer, example.chosen.content, newline=False)
-    rejected = template.encode_answer(tokenizer, example.rejected.content, newline=False)
+    try:
+        source = chunks(encode_source(example, template, tokenizer))
+        chosen, rejected = (
+            template.encode_answer(tokenizer, answer.content, newline=False, role=answer.role)
+            for answer in (example.chosen, example.rejected)
+        )
+    except UnusableTools as error:
+        return Dropped(origin=example.origin, reason=error.what, detail=error.why)
     longest = max(len(chosen), len(rejected))
     whole = len(join(source))
     source_room, target_room = split_budget(whole, longest, cutoff_len)
@@ -239,7 +258,10 @@ def encode_prompt(
     """A prompt to be answered; what is too long loses its beginning, whole messages where that is enough."""
     if not example.prompt:
         return Dropped(origin=example.origin, reason="no prompt")
-    source = chunks(template.encode(tokenizer, example.prompt, add_generation_prompt=True))
+    try:
+        source = chunks(encode_source(example, template, tokenizer))
+    except UnusableTools as error:
+        return Dropped(origin=example.origin, reason=error.what, detail=error.why)
     kept = keep_tail(source, cutoff_len)
     return Prompt(index=index, token_ids=kept, example=example, cut=len(kept) < len(join(source)))
 

@@ -317,7 +317,7 @@ def _fit(
     prompt = encode.encode_prompt(example, template, tokenizer, index=0, cutoff_len=config.cutoff_len)
     if isinstance(prompt, Dropped):
         return prompt
-    lost = len(template.encode_prompt(tokenizer, example.prompt)) - len(prompt.token_ids) if prompt.cut else 0
+    lost = len(encode.join(encode.chunks(encode.encode_source(example, template, tokenizer)))) - len(prompt.token_ids)
     return prompt, lost
 
 

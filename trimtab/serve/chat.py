@@ -23,6 +23,7 @@ from trimtab.data.encode import encode_dialogue
 from trimtab.data.formats.dialogue import ANSWERING, ASKING, check_order
 from trimtab.data.formats.layout import UnusableCell
 from trimtab.data.templates import Template
+from trimtab.data.templates.tools import read_tools
 from trimtab.data.tokenizer import encode_plain
 from trimtab.engine.generator import Token
 from trimtab.errors import ConfigError, DataError, ModelError
@@ -111,7 +112,7 @@ class ChatModel:
             messages: {role, content} dicts or `Message`s. Several messages that are all the user's are answered one by one, each
                 a dialogue of its own.
             system: a system message before them.
-            tools: refused: the templates write none.
+            tools: a JSON list of functions, told to the model as its template does; calls come back as text.
             generation: do_sample, temperature, top_p, top_k, num_return_sequences, repetition_penalty, max_new_tokens,
                 max_length, stop, seed, skip_special_tokens; each wins over the file.
 
@@ -261,13 +262,7 @@ class ChatModel:
     # ---------------------------------------------------------------------------------------------------------- inside
 
     def _prompts(self, messages: Messages, system: str | None, tools: str | None) -> list[Prompt]:
-        if tools:
-            raise ConfigError(
-                "tools cannot be offered to the model",
-                where="argument: tools",
-                why=f"the template {self.served.template.name!r} has no place for them, and they would be lost silently",
-                remedy="describe them in the system message",
-            )
+        offered = read_tools(tools)
         listed = read_messages(messages)
         alone = len(listed) > 1 and all(message.role == "user" for message in listed)
         prompts = []
@@ -279,7 +274,7 @@ class ChatModel:
             dialogue = [*([Message(role="system", content=system)] if system else []), *dialogue]
             _check(dialogue, "messages")
             example = Example(origin=Origin(file="message", row=index + 1), prompt=tuple(dialogue))
-            ids = self.served.template.encode_prompt(self.served.tokenizer, dialogue)
+            ids = self.served.template.encode_prompt(self.served.tokenizer, dialogue, tools=offered)
             prompts.append(Prompt(index=index, token_ids=tuple(ids), example=example))
         return prompts
 

@@ -100,7 +100,11 @@ def load_text_side(config: Any) -> tuple[Any, templates.Template]:
     """The tokenizer and the chat template of a file."""
     tokenizer = load_tokenizer(resolve_model(config), config)
     template = templates.get(
-        config.template, tokenizer, default_system=config.default_system, enable_thinking=config.enable_thinking
+        config.template,
+        tokenizer,
+        default_system=config.default_system,
+        enable_thinking=config.enable_thinking,
+        tools=config.tool_format,
     )
     return tokenizer, template
 

@@ -12,7 +12,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from trimtab.data.templates import thoughts
 from trimtab.data.templates.template import ANSWERING, Segment, Template
+from trimtab.data.templates.tools import tool_format
 from trimtab.data.tokenizer import Tokenizer, encode_plain
 from trimtab.errors import TemplateError
 from trimtab.types import Message, Role
@@ -27,7 +29,6 @@ class JinjaTemplate(Template):
     """The chat template that came with a tokenizer."""
 
     tokenizer: Tokenizer
-    enable_thinking: bool
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[Segment]:
         dialogue = self.with_system(messages)
@@ -90,7 +91,7 @@ class JinjaTemplate(Template):
             "the tokenizer's chat template changes answers in a way that cannot be followed",
             where=self.tokenizer.name_or_path,
             why=f"the rendered dialogue ends in {text[-60:]!r}, which is not the answer and the end of turn",
-            remedy="name a template: qwen, chatml, llama3 or default",
+            remedy="name a template: qwen3, llama3, default ...",
         )
 
     def _apply(self, dialogue: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -113,7 +114,7 @@ def build(tokenizer: Tokenizer, *, default_system: str | None, enable_thinking: 
     mark = f"{OPEN}1{CLOSE}"
     asked = Message(role="user", content=f"{OPEN}0{CLOSE}")
     answered = Message(role="assistant", content=mark)
-    suffix = apply(tokenizer, [asked, answered], False, enable_thinking).rpartition(mark)[2]
+    before, _, suffix = apply(tokenizer, [asked, answered], False, enable_thinking).rpartition(mark)
     ids = encode_plain(tokenizer, suffix)
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     end = next((token for token in ids if token in special), None)
@@ -122,7 +123,7 @@ def build(tokenizer: Tokenizer, *, default_system: str | None, enable_thinking: 
             "the tokenizer's chat template ends answers without a special token",
             where=tokenizer.name_or_path,
             why=f"after an answer it writes {suffix!r}; a model could not say that it has finished",
-            remedy="name a template: qwen, chatml, llama3 or default",
+            remedy="name a template: qwen3, llama3, default ...",
         )
     # The end marker is all text from the answer to the end-of-turn token, so that what is trained is what is rendered.
     token = tokenizer.convert_ids_to_tokens(end) or ""
@@ -135,7 +136,9 @@ def build(tokenizer: Tokenizer, *, default_system: str | None, enable_thinking: 
         end_marker=head + token,
         after_end=tail,
         tokenizer=tokenizer,
+        thinks=before.endswith(thoughts.EMPTY),
         enable_thinking=enable_thinking,
+        tools=tool_format("qwen" if "<tool_call>" in tokenizer.chat_template else "default"),
     )
 
 

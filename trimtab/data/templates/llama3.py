@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trimtab.data.templates.slots import SlotTemplate
 from trimtab.data.templates.template import special_id
+from trimtab.data.templates.tools import tool_format
 from trimtab.data.tokenizer import Tokenizer, token_id
 
 BEGIN = "<|begin_of_text|>"
@@ -30,6 +31,7 @@ def build(tokenizer: Tokenizer, *, default_system: str | None, enable_thinking: 
         header=_header("assistant"),
         end_marker=END,
         after_end="",
+        tools=tool_format("llama3"),
     )
 
 

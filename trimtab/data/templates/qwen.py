@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trimtab.data.templates.slots import SlotTemplate
 from trimtab.data.templates.template import special_id
+from trimtab.data.templates.tools import tool_format
 from trimtab.data.tokenizer import Tokenizer
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -26,4 +27,5 @@ def build(tokenizer: Tokenizer, *, default_system: str | None, enable_thinking: 
         header=f"{START}assistant\n",
         end_marker=END,
         after_end="\n",
+        tools=tool_format("qwen"),
     )

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from trimtab.data.templates import thoughts
+from trimtab.data.templates.tools import DEFAULT_TOOLS, Tool, ToolFormat
 from trimtab.data.tokenizer import Tokenizer, encode_plain, token_id
 from trimtab.errors import TemplateError
 from trimtab.types import Message, Role
@@ -57,6 +59,12 @@ class Template(ABC):
         end_marker: the text of the end of turn.
         after_end: what stands between the end of turn and the next message ("\\n" in many).
         default_system: the system message of dialogues without one; "" for none.
+        lead: what an answer begins with: part of the answer, since the model writes it (a blank, a newline).
+        call_lead: the same for an answer that calls tools.
+        efficient_eos: only the last answer of a dialogue has an end marker; what follows an earlier one opens the next turn.
+        thinks: answers begin with a thought, an empty one where they have none (`thoughts.py`).
+        enable_thinking: the model learns and writes its thoughts; without, an empty one stands in the prompt.
+        tools: how tools and calls are written.
     """
 
     name: str
@@ -64,6 +72,12 @@ class Template(ABC):
     end_marker: str
     after_end: str
     default_system: str
+    lead: str = ""
+    call_lead: str | None = None
+    efficient_eos: bool = False
+    thinks: bool = False
+    enable_thinking: bool = True
+    tools: ToolFormat = DEFAULT_TOOLS
 
     @property
     def end_of_turn_id(self) -> int:
@@ -74,15 +88,24 @@ class Template(ABC):
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> list[Segment]:
         """The dialogue as text in order; with `add_generation_prompt` it ends in the assistant's header."""
 
-    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def text(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Tool] | None = None
+    ) -> str:
         """The dialogue as one string."""
-        return "".join(s.text for s in self.render(messages, add_generation_prompt=add_generation_prompt))
+        dialogue = self.with_tools(messages, tools)
+        return "".join(s.text for s in self.render(dialogue, add_generation_prompt=add_generation_prompt))
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Tool] | None = None,
     ) -> list[Piece]:
         """The dialogue as pieces of token ids; joined, they are the whole."""
-        segments = [s for s in self.render(messages, add_generation_prompt=add_generation_prompt) if s.text]
+        dialogue = self.with_tools(messages, tools)
+        segments = [s for s in self.render(dialogue, add_generation_prompt=add_generation_prompt) if s.text]
         split = bool(getattr(tokenizer, "split_special_tokens", False))
 
         def kind(segment: Segment) -> tuple[int, bool, bool]:
@@ -96,22 +119,49 @@ class Template(ABC):
             pieces.append(Piece(token_ids=tuple(ids), role=run[0].role, trained=trained, message=message))
         return pieces
 
-    def encode_prompt(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Sequence[Tool] | None = None
+    ) -> list[int]:
         """The ids of everything before an answer; they end with the assistant's header."""
-        pieces = self.encode(tokenizer, messages, add_generation_prompt=True)
+        pieces = self.encode(tokenizer, messages, add_generation_prompt=True, tools=tools)
         return [token for piece in pieces for token in piece.token_ids]
 
-    def encode_answer(self, tokenizer: Tokenizer, text: str, *, newline: bool) -> list[int]:
-        """The ids of an answer and its end marker; with `newline`, also of what follows it (only SFT learns that)."""
+    def encode_answer(self, tokenizer: Tokenizer, text: str, *, newline: bool, role: Role = "assistant") -> list[int]:
+        """The ids of an answer and its end marker; with `newline`, also of what follows it (only SFT learns that).
+
+        Args:
+            text: what the answer says; of a `function` turn, the calls as JSON.
+        """
         split = bool(getattr(tokenizer, "split_special_tokens", False))
-        ids = encode_plain(tokenizer, text, split_special_tokens=split)
+        if role == "function":
+            text = self.tools.written_calls(text)
+        ids = encode_plain(tokenizer, self.answer_text(text, role=role), split_special_tokens=split)
         return [*ids, *encode_plain(tokenizer, self.end_marker + (self.after_end if newline else ""))]
+
+    def answer_text(self, text: str, *, role: Role = "assistant") -> str:
+        """The last answer of a dialogue as the template writes it, without its end marker."""
+        if self.thinks:
+            text = thoughts.of_answer(text, self.enable_thinking)
+        lead = self.lead if role == "assistant" or self.call_lead is None else self.call_lead
+        return lead + text
 
     def with_system(self, messages: Sequence[Message]) -> list[Message]:
         """The messages, led by the default system message when they have none of their own."""
         if self.default_system and not (messages and messages[0].role == "system"):
             return [Message(role="system", content=self.default_system), *messages]
         return list(messages)
+
+    def with_tools(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[Message]:
+        """The messages with their calls written as this template writes calls, and the tools told to the system message."""
+        dialogue = [
+            Message(role=m.role, content=self.tools.written_calls(m.content)) if m.role == "function" else m
+            for m in messages
+        ]
+        if not tools:
+            return dialogue
+        dialogue = self.with_system(dialogue)
+        system = dialogue.pop(0).content if dialogue and dialogue[0].role == "system" else ""
+        return [Message(role="system", content=self.tools.written_tools(system, tools)), *dialogue]
 
 
 def special_id(tokenizer: Tokenizer, token: str, template: str) -> int:
@@ -129,3 +179,20 @@ def special_id(tokenizer: Tokenizer, token: str, template: str) -> int:
             remedy="use the template the model was made with: `template: auto` takes the tokenizer's own",
         )
     return found
+
+
+def end_of_text(tokenizer: Tokenizer, template: str) -> str:
+    """The tokenizer's end-of-text token, for templates whose answers end in it.
+
+    Raises:
+        TemplateError: it has none.
+    """
+    end = tokenizer.eos_token
+    if end is None:
+        raise TemplateError(
+            f"template {template!r} does not fit this tokenizer: it has no end-of-text token",
+            where=tokenizer.name_or_path,
+            why="answers of this template end in that token",
+            remedy="name the template the model was made with",
+        )
+    return end
