@@ -13,6 +13,8 @@ escapes is a fault of ours and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TrimtabError(Exception):
     """Base of every error that trimtab raises on purpose.
@@ -70,4 +72,14 @@ class RunError(TrimtabError):
 
 
 class NumericsError(TrimtabError):
-    """A loss or gradient norm that is not finite; raised before the optimizer step."""
+    """A loss or gradient norm that is not finite; raised before the optimizer step.
+
+    Attributes:
+        rows: the data rows that it comes from, as `file:number`, where they are known.
+    """
+
+    def __init__(
+        self, what: str, *, where: str = "", why: str = "", remedy: str = "", rows: Sequence[str] = ()
+    ) -> None:
+        super().__init__(what, where=where, why=why, remedy=remedy)
+        self.rows = tuple(rows)

@@ -12,7 +12,7 @@ from typing import Any
 from trimtab import __version__
 from trimtab.config import StageConfig, dump_resolved, load
 from trimtab.errors import ConfigError, RunError
-from trimtab.rundir import RunFolder, changed_keys
+from trimtab.rundir import RunFolder, changed_keys, check_checkpoint
 
 
 def run_exp(
@@ -67,6 +67,8 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
             "training needs an output_dir", where=config.origin("output_dir"), remedy="name a folder for the run"
         )
     wants_resume = resume or bool(config.resume_from_checkpoint)
+    if config.resume_from_checkpoint not in (None, "auto"):
+        check_checkpoint(config.resume_from_checkpoint, where=config.origin("resume_from_checkpoint"))
     models = [config.model_name_or_path, *(getattr(config, name, None) for name in ("reward_model", "ref_model"))]
     stacked = [
         p
@@ -74,7 +76,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         for p in getattr(config, name, ())
     ]
     inputs = [p for p in (*models, *stacked) if p and Path(p).exists()]
-    folder = RunFolder.start(
+    folder = RunFolder.claim(
         config.output_dir,
         dump_resolved(config),
         overwrite=config.overwrite_output_dir,
@@ -82,7 +84,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         inputs=inputs,
         say=say,
     )
-    with folder:
+    with folder, folder.room("what this run was writing"):
         if folder.opened == "finished":
             say(f"{config.output_dir} holds the finished run of this config; nothing to do")
             return folder
@@ -98,6 +100,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
             )
         say(_start_line(config, session, trainer, total))
         say(trainer.algorithm.describe())
+        folder.begin()  # only now: what stood there before is not touched by a run that cannot start
         folder.update_manifest(
             stage=config.stage,
             seed=config.seed,

@@ -14,11 +14,12 @@
 | `training_*.png`, `ppo_panel.png` | the plots of `report/plots.py` |
 | `checkpoint-N/` | all that a resume needs, written by `train/state.py`; `complete.json` lists its files |
 | `adapter_*`, `value_head.safetensors` | the model, written by `models`, and tokenizer files; `critic/` |
+| `failed_step.json` | the rows of a step whose loss or gradient was not finite |
 | `run.lock` | pid, host and start of the process that holds the operating system's lock on this file |
 
-A jsonl row is on disk when its append returns. Every row carries `step` (`current_steps` in the trainer log), so that a
-resume can cut the records back to its checkpoint. Figures that are not finite are the strings "NaN", "Infinity" and
-"-Infinity" in `metrics.jsonl`: strict JSON, and nothing is lost. Other files have null there.
+A jsonl row is with the system when its append returns. Every row carries `step` (`current_steps` in the trainer log), and a
+checkpoint counts the rows of each record, so that a resume can cut them back. Figures that are not finite are the strings
+"NaN", "Infinity" and "-Infinity" in `metrics.jsonl`: strict JSON, and nothing is lost. Other files have null there.
 
 A folder is never deleted and no run is overwritten: what is in the way is renamed to `NAME.1`, `NAME.2` ...
 Torch-free; standard library only.
@@ -42,7 +43,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from trimtab.errors import RunError
 
@@ -57,6 +58,7 @@ EVAL_RESULTS = "eval_results.json"
 PREDICT_RESULTS = "predict_results.json"
 ALL_RESULTS = "all_results.json"
 PREDICTIONS = "generated_predictions.jsonl"
+FAILED_STEP = "failed_step.json"
 LOCK = "run.lock"
 COMPLETE = "complete.json"
 CRITIC = "critic"
@@ -95,6 +97,7 @@ Status = Literal["running", "finished", "stopped", "failed"]
 Opened = Literal["read", "new", "resumed", "finished"]
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_TEMPORARY = re.compile(r".+\.tmp-[0-9a-f]{8}")
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -110,7 +113,9 @@ class RunFolder:
         self.path = Path(path)
         self.opened: Opened = "read"
         self._lock: int | None = None
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, IO[bytes]] = {}
+        self._begin: Callable[[], None] | None = None
+        self._made_folder = self._made_lock = False
 
     # ------------------------------------------------------------------------------------------------ start and finish
 
@@ -125,13 +130,36 @@ class RunFolder:
         inputs: Iterable[str | Path] = (),
         say: Callable[[str], None] = print,
     ) -> RunFolder:
-        """Lock `path` for a run of this resolved config, writing `config.resolved.json` and a first manifest.
+        """`claim` and `begin` in one."""
+        folder = cls.claim(path, config, overwrite=overwrite, resume=resume, inputs=inputs, say=say)
+        try:
+            folder.begin()
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    @classmethod
+    def claim(
+        cls,
+        path: str | Path,
+        config: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        inputs: Iterable[str | Path] = (),
+        say: Callable[[str], None] = print,
+    ) -> RunFolder:
+        """Lock `path` for a run of this resolved config and decide what becomes of what is there; nothing of it is changed.
 
         What is found there decides:
         nothing: a new run. An unfinished run: continued with `resume` if its config is the same (see
         `RESUME_MAY_CHANGE`), else moved aside. A finished run: with `resume` and the same config there is nothing to do
         (`opened` is "finished" and nothing is written); with `overwrite` it is moved aside; else an error. Files that
         no run of ours left: used in place with `overwrite`, else an error.
+
+        `begin` then acts on it. Between the two comes what may still go wrong (data, model, adapters): a run that cannot
+        start moves nobody's folder.
 
         Args:
             config: the resolved config as plain values; secrets in it (`SECRET_ENDS`) are written as null.
@@ -142,19 +170,11 @@ class RunFolder:
 
         Raises:
             RunError: in use by a live process; a finished run or other files without `overwrite`; a resume with another
-                config; a folder that cannot be made, moved or written.
+                config; a folder that cannot be made or written.
         """
         folder = cls(path)
         wanted = {key: None if key.endswith(SECRET_ENDS) else _plain(value) for key, value in config.items()}
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"cannot make the folder {folder.path.absolute()}",
-                where="output_dir",
-                why=str(error),
-                remedy="choose another output_dir",
-            ) from error
+        folder.make()
         folder.lock(say=say)
         try:
             folder._settle(wanted, overwrite=overwrite, resume=resume, inputs=[Path(p) for p in inputs], say=say)
@@ -162,6 +182,26 @@ class RunFolder:
             folder.close()
             raise
         return folder
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunError: something else has its name, or the system refuses.
+        """
+        in_the_way: Path | None = None
+        try:
+            self._made_folder = not self.path.exists()
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError, ValueError):
+                in_the_way = next((p for p in (self.path, *self.path.parents) if p.is_file()), None)
+            raise RunError(
+                f"cannot make the folder {self.path.absolute()}",
+                where="output_dir",
+                why=f"{in_the_way} is a file" if in_the_way else str(error),
+                remedy="choose another output_dir",
+            ) from error
 
     def _settle(
         self,
@@ -172,8 +212,9 @@ class RunFolder:
         inputs: list[Path],
         say: Callable[[str], None],
     ) -> None:
-        """Decide between new, resumed and finished (see `start`) and leave the folder ready for it."""
+        """Decide between new, resumed and finished (see `claim`); `begin` is left to do."""
         self.opened = "new"
+        aside = ""
         if self.has_run():
             changed = changed_keys(self.config(), wanted)
             done = self.status() == "finished"
@@ -182,11 +223,16 @@ class RunFolder:
                 if done:
                     return
             elif resume and not (done and overwrite):
+                broken = not self.config()
                 raise RunError(
-                    f"the run in {self.path} cannot be resumed: its config differs in {', '.join(changed[:8])}",
+                    f"the run in {self.path} cannot be resumed: "
+                    + (f"{CONFIG} cannot be read" if broken else f"its config differs in {', '.join(changed[:8])}"),
                     where=str(self.path / CONFIG),
-                    why="a run continued under another config is neither the one nor the other",
-                    remedy="put those keys back, or choose another output_dir, or start without --resume"
+                    why="nothing says which config its checkpoints belong to"
+                    if broken
+                    else "a run continued under another config is neither the one nor the other",
+                    remedy=("" if broken else "put those keys back, or ")
+                    + "choose another output_dir, or start without --resume"
                     + (" and with overwrite_output_dir: true" if done else ""),
                 )
             elif done and not overwrite:
@@ -198,41 +244,58 @@ class RunFolder:
                     "(the run there is then renamed, not deleted)",
                 )
             else:
-                self._move_aside("finished" if done else "unfinished", inputs, say)
-        elif any(self._foreign()):
-            if not overwrite:
-                raise RunError(
-                    f"{self.path} is not empty",
-                    where="output_dir",
-                    why=f"it holds {', '.join(sorted(p.name for p in self._foreign())[:4])}, which no run of ours left",
-                    remedy="choose another output_dir, or write overwrite_output_dir: true",
-                )
-            for name in RECORDS:  # appending to the records of something else would mix the two
-                if (self.path / name).exists():
-                    (self.path / name).rename(free_name(self.path / name))
+                aside = "finished" if done else "unfinished"
+                self._refuse_inputs(aside, inputs)
+        elif any(self._foreign()) and not overwrite:
+            raise RunError(
+                f"{self.path} is not empty",
+                where="output_dir",
+                why=f"it holds {', '.join(sorted(p.name for p in self._foreign())[:4])}, which no run of ours left",
+                remedy="choose another output_dir, or write overwrite_output_dir: true",
+            )
         if self.opened == "new" and resume:
             say(f"nothing to resume in {self.path}: a new run starts")
+        self._begin = lambda: self._prepare(wanted, aside, say)
 
-        for torn in self.path.glob("checkpoint-*.tmp-*"):
-            shutil.rmtree(torn, ignore_errors=True)
+    def begin(self) -> None:
+        """Do what `claim` decided: move the old run aside, sweep what a killed process left half written, write config and
+        manifest. To be called once, before the first record.
+
+        Raises:
+            RunError: the folder cannot be moved or written, or the disk is full.
+        """
+        if self._begin is not None:
+            begin, self._begin = self._begin, None
+            with self.room("the run's config"):
+                begin()
+
+    def _prepare(self, wanted: dict[str, Any], aside: str, say: Callable[[str], None]) -> None:
+        if aside:
+            self._move_aside(aside, say)
+        for torn in [path for path in self.path.rglob("*.tmp-*") if _TEMPORARY.fullmatch(path.name)]:
+            shutil.rmtree(torn, ignore_errors=True) if torn.is_dir() else torn.unlink(missing_ok=True)
         now = _now()
-        if self.opened == "resumed":
+        if self.opened == "resumed" and self.manifest():
             self.update_manifest(status="running", error=None, resumed=[*self.manifest().get("resumed", []), now])
-        else:
+            return
+        if self.opened == "new":
+            for name in RECORDS:  # of something else than a run: appending to them would mix the two
+                if (self.path / name).exists():
+                    (self.path / name).rename(free_name(self.path / name))
             write_json(self.path / CONFIG, wanted)
-            write_json(
-                self.path / MANIFEST,
-                {
-                    "format": 1,
-                    "stage": wanted.get("stage"),
-                    "status": "running",
-                    "started": now,
-                    "finished": None,
-                    "steps": 0,
-                },
-            )
+        write_json(
+            self.path / MANIFEST,
+            {
+                "format": 1,
+                "stage": wanted.get("stage"),
+                "status": "running",
+                "started": now,
+                "finished": None,
+                "steps": 0,
+            },
+        )
 
-    def _move_aside(self, what: str, inputs: list[Path], say: Callable[[str], None]) -> None:
+    def _refuse_inputs(self, what: str, inputs: list[Path]) -> None:
         here = self.path.resolve()
         for path in inputs:
             if path.exists() and (path.resolve() == here or here in path.resolve().parents):
@@ -242,6 +305,8 @@ class RunFolder:
                     why=f"the {what} run there would have to be moved aside",
                     remedy="choose another output_dir",
                 )
+
+    def _move_aside(self, what: str, say: Callable[[str], None]) -> None:
         aside = free_name(self.path)
         if sys.platform == "win32":  # an open handle forbids the rename there, which also keeps a rival from moving it
             self.close()
@@ -265,13 +330,19 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Close the records and release the lock."""
+        """Close the records and release the lock; a folder that was made for a run that never began goes."""
         for file in self._files.values():
             file.close()
         self._files.clear()
         if self._lock is not None:
             os.close(self._lock)  # closing releases the lock on every system
+            _HELD.discard(self._lock)
             self._lock = None
+            with contextlib.suppress(OSError):
+                if self._made_lock and not any(self._foreign()):
+                    (self.path / LOCK).unlink()
+                    if self._made_folder:
+                        self.path.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -280,7 +351,8 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let go; a run that an exception ends is marked "stopped" (Ctrl-C, exit) or "failed"."""
-        if error is not None and self._lock is not None and self.opened in ("new", "resumed"):
+        begun = self._begin is None and self._lock is not None
+        if error is not None and begun and self.opened in ("new", "resumed"):
             ended: Status = "failed" if isinstance(error, Exception) else "stopped"
             with contextlib.suppress(OSError):  # the disk may be full, and that is not the error to show
                 self.update_manifest(status=ended, error=str(error).partition("\n")[0] or type(error).__name__)
@@ -295,6 +367,7 @@ class RunFolder:
             RunError: a live process holds it, or the folder cannot be written.
         """
         path = self.path / LOCK
+        self._made_lock = not path.exists()
         for _ in range(4):  # a reader asking `in_use` holds the lock for an instant
             try:
                 handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
@@ -307,7 +380,9 @@ class RunFolder:
                 ) from error
             taken = _try_lock(handle)
             if taken == "unsupported":
-                say(f"{self.path}: this file system has no locks; make sure that no other run writes here")
+                taken = "held" if _lives(read_json(path, {})) else "taken"
+                if taken == "taken":
+                    say(f"{self.path}: this file system has no locks; make sure that no other machine writes here")
             if taken != "held" and _same_file(handle, path):
                 break
             os.close(handle)
@@ -326,6 +401,7 @@ class RunFolder:
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, text.encode("utf-8"))
         self._lock = handle
+        _HELD.add(handle)
 
     def in_use(self) -> bool:
         """Whether a live process (this one too) holds the folder."""
@@ -392,13 +468,14 @@ class RunFolder:
         self._append(TRAINER_LOG, row)
 
     def _append(self, name: str, row: Mapping[str, Any], *, special: bool = False) -> None:
-        if name not in self._files:
-            self._files[name] = (self.path / name).open("a", encoding="utf-8", newline="\n")
-        with self._space(name):
-            self._files[name].write(
-                json.dumps(_plain(row, special=special), ensure_ascii=False, allow_nan=False) + "\n"
-            )
-            self._files[name].flush()
+        line = json.dumps(_plain(row, special=special), ensure_ascii=False, allow_nan=False) + "\n"
+        with self.room(name, f"the last whole checkpoint is {self._last_name()}"):
+            if name not in self._files:
+                # unbuffered: what a full disk refuses must not come up again when the file is closed
+                self._files[name] = cast(IO[bytes], (self.path / name).open("ab", buffering=0))
+            left = memoryview(line.encode("utf-8", errors="replace"))
+            while left:
+                left = left[self._files[name].write(left) :]
 
     def metrics(self, kind: Literal["train", "eval"] | None = None) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`, of one kind or all, figures that are not finite as floats again."""
@@ -416,11 +493,18 @@ class RunFolder:
         """The rows of `trainer_log.jsonl`."""
         return read_rows(self.path / TRAINER_LOG)
 
-    def truncate_after(self, step: int, *, evaluated: bool = True) -> None:
+    def row_counts(self) -> dict[str, int]:
+        """Rows in each record now, for a checkpoint to remember; they are brought to the disk first."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        return {name: len(read_rows(self.path / name)) for name in RECORDS}
+
+    def truncate_after(self, step: int, *, evaluated: bool = True, counts: Mapping[str, int] | None = None) -> None:
         """Cut every record back to rows of steps <= `step` and drop a torn last line; -1 empties them.
 
         Args:
             evaluated: keep the evaluation of `step` itself; False where the checkpoint was written before it.
+            counts: the rows of each record when the checkpoint was written, which settle it exactly.
 
         Later checkpoints, which belong to the rows that go, are renamed so that none is taken for the latest.
         """
@@ -430,6 +514,8 @@ class RunFolder:
                 self._files.pop(name).close()
             if path.exists():
                 kept = [line for line, row in _lines(path) if _belongs(row, step, evaluated)]
+                if counts is not None and name in counts:
+                    kept = [line for line, _ in _lines(path)][: counts[name]]
                 write_bytes(path, b"".join(kept))
         for later in self.checkpoints():
             if checkpoint_step(later) > step:
@@ -453,7 +539,7 @@ class RunFolder:
         """
         target = self.checkpoint_path(step)
         temporary = _temporary(target)
-        with self._space(target.name, f"the last whole checkpoint is {self._last_name()}"):
+        with self.room(target.name, f"the last whole checkpoint is {self._last_name()}"):
             try:
                 temporary.mkdir(parents=True)
                 yield temporary
@@ -523,7 +609,7 @@ class RunFolder:
         """
         target = self.path / inside
         temporary = _temporary(self.path / (inside or "final"))
-        with self._space(inside or "the model", f"the last whole checkpoint is {self._last_name()}"):
+        with self.room(inside or "the model", f"the last whole checkpoint is {self._last_name()}"):
             try:
                 temporary.mkdir(parents=True)
                 yield temporary
@@ -575,7 +661,7 @@ class RunFolder:
         count = 0
         with (self.path / PREDICTIONS).open("w", encoding="utf-8", newline="\n") as file:
             for row in rows:
-                with self._space(PREDICTIONS):
+                with self.room(PREDICTIONS):
                     file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
                     file.flush()
                 count += 1
@@ -584,10 +670,11 @@ class RunFolder:
     # ---------------------------------------------------------------------------------------------------------- inside
 
     def _foreign(self) -> Iterator[Path]:
-        return (path for path in self.path.iterdir() if path.name != LOCK)
+        """What is there besides the lock and what a process that was killed left half written."""
+        return (path for path in self.path.iterdir() if path.name != LOCK and not _TEMPORARY.fullmatch(path.name))
 
     @contextlib.contextmanager
-    def _space(self, name: str, left: str = "") -> Iterator[None]:
+    def room(self, name: str, left: str = "") -> Iterator[None]:
         """Turn a full disk into a RunError that says what was being written."""
         try:
             yield
@@ -645,6 +732,34 @@ def is_complete(checkpoint: str | Path, *, hashes: bool = False) -> bool:
         if hashes and _sha256(path) != facts["sha256"]:
             return False
     return True
+
+
+def check_checkpoint(path: str | Path, *, where: str) -> None:
+    """Refuse a named checkpoint that is not one, is torn, or holds weights alone.
+
+    Raises:
+        RunError: which of these.
+    """
+    folder = Path(path)
+    if folder.is_dir() and is_complete(folder, hashes=True) and (folder / "state").is_dir():
+        return
+    if not folder.is_dir():
+        why = f"{folder.absolute()} " + ("is not a folder" if folder.exists() else "does not exist")
+    elif not (folder / COMPLETE).is_file():
+        whole = RunFolder(folder).checkpoints()
+        why = f"it has no {COMPLETE}, which is written last: " + (
+            f"it is a run folder; its newest checkpoint is {whole[-1].name}" if whole else "its save was cut off"
+        )
+    elif not is_complete(folder, hashes=True):
+        why = f"a file in it is missing or damaged: it is not what {COMPLETE} says"
+    else:
+        why = "it was saved with save_only_model: true and holds no optimizer state"
+    raise RunError(
+        f"{str(path)!r} is not a checkpoint to resume from",
+        where=where,
+        why=why,
+        remedy="name a checkpoint-N folder of a run, or write resume_from_checkpoint: auto for the newest whole one",
+    )
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -813,3 +928,32 @@ def _try_lock(handle: int) -> Literal["taken", "held", "unsupported"]:
     except OSError as error:
         return "held" if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK) else "unsupported"
     return "taken"
+
+
+def _lives(owner: Mapping[str, Any]) -> bool:
+    """Whether the process that a lock file names lives; for file systems that lock nothing. Another machine's is unknown."""
+    pid = owner.get("pid")
+    if not isinstance(pid, int) or owner.get("host") != socket.gethostname() or sys.platform == "win32":
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+_HELD: set[int] = set()
+"""Locks of this process. A forked child inherits the handles, and would keep the folder in use after its parent's death."""
+
+
+def _let_go_in_child() -> None:
+    for handle in _HELD:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)

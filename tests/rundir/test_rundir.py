@@ -356,7 +356,7 @@ def test_pruning_keeps_the_newest_and_the_best(
 
 def test_leftovers_of_a_kill_are_swept_on_resume(tmp_path: Path, lines: list[str]) -> None:
     left(tmp_path / "run", lines, "stopped")
-    (tmp_path / "run" / "checkpoint-7.tmp-abcd").mkdir()
+    (tmp_path / "run" / "checkpoint-7.tmp-abcd0123").mkdir()
     with start(tmp_path / "run", lines, resume=True) as run:
         assert not list(run.path.glob("*.tmp-*"))
 

@@ -42,17 +42,35 @@ def read(path: Path) -> list[Entry]:
         raise ConfigError(
             f"no config file {str(path)!r}", where=str(path.absolute()), remedy="check the path"
         ) from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise ConfigError(f"cannot read {str(path)!r} as a config file: {error.strerror}", where=str(path)) from None
-    except UnicodeDecodeError:
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise ConfigError(
+                f"{path.name} is not UTF-8 text",
+                where=str(path),
+                why=f"byte 0x{error.object[error.start]:02x} at offset {error.start} (line "
+                f"{error.object.count(bytes([10]), 0, error.start) + 1}) begins no character",
+                remedy="save the file as UTF-8 and try again",
+            ) from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(
-            f"{path.name} is not UTF-8 text", where=str(path), remedy="save the file as UTF-8 and try again"
+            f"cannot read {str(path)[:200]!r} as a config file: {why}",
+            where=str(path.absolute())[:400],
+            remedy="name a YAML or JSON file that you may read",
         ) from None
     return list(_json(text, str(path)) if path.suffix.lower() == ".json" else _yaml(text, str(path)))
 
 
 def _yaml(text: str, name: str) -> Iterator[Entry]:
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            f"{Path(name).name} holds a character that no text file has: U+{ord(text[error.position]):04X}",
+            where=f"{name}:{line}",
+            why="it is probably not a text file, or was damaged",
+            remedy="write that line anew",
+        ) from None
     try:
         root = loader.get_single_node()
         if root is None:
@@ -70,11 +88,24 @@ def _yaml(text: str, name: str) -> Iterator[Entry]:
             key = str(key_node.value)
             written = value_node.value if isinstance(value_node, yaml.ScalarNode) else None
             where = f"{name}:{key_node.start_mark.line + 1}: {key}"
-            entries[key] = Entry(
-                key=key, value=loader.construct_object(value_node, deep=True), where=where, text=written
-            )
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(
+                    f"{Path(name).name} has a list or mapping where a key should be",
+                    where=f"{name}:{key_node.start_mark.line + 1}",
+                    remedy="write one `key: value` per line",
+                )
+            entries[key] = Entry(key=key, value=_construct(loader, value_node, where), where=where, text=written)
+    except RecursionError:
+        raise ConfigError(
+            f"{Path(name).name} is nested too deep to be read",
+            where=name,
+            why="lists within lists without end, or an anchor that holds itself",
+            remedy="write the values out; no key takes more than a list",
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if error.context == "while scanning a simple key":  # the line without a colon, not the one after it
+            mark = error.context_mark or mark
         where = f"{name}:{mark.line + 1}" if mark else name
         raise ConfigError(
             f"{Path(name).name} is not valid YAML: {error.problem or error}",
@@ -82,11 +113,21 @@ def _yaml(text: str, name: str) -> Iterator[Entry]:
             why=f"column {mark.column + 1}: {_line(text, mark.line)!r}" if mark else "",
             remedy="indent with spaces, put a space after each colon, and quote text that holds `: ` or `#`",
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{Path(name).name} is not valid YAML: {error}", where=name) from None
     finally:
         loader.dispose()
     yield from entries.values()
+
+
+def _construct(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
+    try:
+        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    except (ValueError, OverflowError) as error:  # what looks like a date or number and is none
+        raise ConfigError(
+            f"{where.rpartition(': ')[2]}: its value cannot be read: {error}",
+            where=where,
+            why="YAML takes it for a number or a date",
+            remedy="put it in quotes if it is text, else correct it",
+        ) from None
 
 
 def _line(text: str, number: int) -> str:
@@ -133,7 +174,9 @@ def _json(text: str, name: str) -> Iterator[Entry]:
 
     try:
         if not isinstance(json.loads(text), dict):
-            raise ConfigError(f"{Path(name).name} is not a JSON object", where=name, remedy='write {"key": value, ...}')
+            raise ConfigError(
+                f"{Path(name).name} is not a JSON object", where=f"{name}:1", remedy='write {"key": value, ...}'
+            )
         seen: dict[str, int] = {}
         position = skip(position + 1)
         while text[position] != "}":
@@ -150,6 +193,13 @@ def _json(text: str, name: str) -> Iterator[Entry]:
             f"{Path(name).name} is not valid JSON: {error.msg}",
             where=f"{name}:{error.lineno}",
             why=f"column {error.colno}: {_line(text, error.lineno - 1)!r}",
+            remedy='keys and text stand in "double quotes"; no comments, no comma after the last value, true and false in small '
+            "letters, and every backslash doubled",
+        ) from None
+    except (RecursionError, ValueError) as error:
+        why = "lists within lists without end" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(
+            f"{Path(name).name} cannot be read as JSON", where=name, why=why, remedy="write plain values and short lists"
         ) from None
 
 
@@ -178,7 +228,7 @@ def overrides(words: Sequence[str]) -> list[Entry]:
                 index += 1
             else:
                 text = "true"
-        elif not equals:
+        elif not equals or not name:
             raise ConfigError(
                 f"cannot read {word!r}",
                 where="command line",

@@ -412,6 +412,13 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
     for key in ("load_best_model_at_end", "early_stopping_steps"):
         if config.do_train and getattr(config, key) and config.eval_strategy == "no":
             wrong(key, "needs evaluations", "checkpoints are ranked by them", "set eval_strategy: steps and val_size")
+    if config.do_train and not config.lora_target and config.finetuning_type == "lora":
+        wrong("lora_target", "no layer is named", "nothing would be trained", "lora_target: all")
+    if config.do_train and config.max_steps <= 0 and config.num_train_epochs > 1e6:
+        wrong(
+            "num_train_epochs", f"{config.num_train_epochs:g}", "that many passes over the data would not end",
+            "write how many passes you want, for example 3, or max_steps",
+        )  # fmt: skip
     if config.load_best_model_at_end and config.save_only_model:
         wrong(
             "load_best_model_at_end", "needs whole checkpoints", "save_only_model leaves out the weights in full precision",

@@ -63,9 +63,10 @@ def _resume(value: object) -> object:
 
 
 Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
-Whole = Annotated[int, Field(ge=0), BeforeValidator(_number)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
-Integer = Annotated[int, BeforeValidator(_number)]
+# The bounds are those of the numbers that torch and NumPy take; nothing useful is beyond them.
+Whole = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_number)]
+Integer = Annotated[int, Field(gt=-(2**31), lt=2**31), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 Unit = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]

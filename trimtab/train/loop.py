@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +20,12 @@ from torch import nn
 
 from trimtab import diagnose
 from trimtab.config import dump_resolved
-from trimtab.errors import ConfigError, RewardError
+from trimtab.errors import ConfigError, NumericsError, RewardError
 from trimtab.models import lora
 from trimtab.models.heads import HeadRecord, save_head
 from trimtab.models.packaged import quiet_unless_watched
 from trimtab.models.roles import Roles
-from trimtab.rundir import RunFolder, write_json
+from trimtab.rundir import FAILED_STEP, RunFolder, write_json
 from trimtab.train.assemble import BASE_RECORD, Session
 from trimtab.train.device import PeakMemory
 from trimtab.train.optim import schedule, set_learning_rate
@@ -41,12 +42,14 @@ class Trainer(Protocol):
         steps_per_epoch: steps that use all the data once.
         optimizers: by role; learning_rates: the peak rate of each.
         best_metric: the evaluation figure that ranks checkpoints unless the file names one; True if greater is better.
+        current: the data rows of the step in progress (`row` is file:number), for the file that a NaN leaves.
     """
 
     steps_per_epoch: int
     optimizers: dict[str, torch.optim.AdamW]
     learning_rates: dict[str, float]
     best_metric: tuple[str, bool]
+    current: list[dict[str, Any]]
 
     def step(self, number: int) -> Figures:
         """Do step `number` (from 0); its figures, "tokens" among them."""
@@ -104,6 +107,8 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                 except RewardError:
                     progress.keep(number)
                     raise
+                except NumericsError as error:
+                    raise _with_rows(error, folder, number + 1, trainer.current) from error
                 progress.log(number + 1, figures | {"lr": config.learning_rate * factor})
                 advance(1, _short(figures))
                 if progress.due("eval", number + 1):
@@ -112,6 +117,24 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                     progress.save(number + 1)
         progress.end(memory)
     return progress.last_eval
+
+
+def _with_rows(
+    error: NumericsError, folder: RunFolder, step: int, current: Sequence[Mapping[str, Any]]
+) -> NumericsError:
+    """The same error, with the rows of the step written into the run folder."""
+    guilty = set(error.rows)
+    rows = [{**row, "not_finite": row.get("row") in guilty if guilty else None} for row in current]
+    file = folder.path / FAILED_STEP
+    with suppress(OSError):  # a full disk is not the error to show
+        write_json(file, {"step": step, "error": error.what, "rows": rows})
+    return NumericsError(
+        f"step {step}: {error.what}",
+        where=error.where or str(file),
+        why=error.why,
+        remedy=f"{error.remedy}; the {len(rows)} rows of this step are in {file}",
+        rows=error.rows,
+    )
 
 
 class _Clock:
@@ -248,7 +271,9 @@ class _Progress:
     # ----------------------------------------------------------------------------------------------- saving, resuming
 
     def save(self, step: int) -> None:
-        """Write `checkpoint-N`, whole or not at all."""
+        """Write `checkpoint-N`, whole or not at all; once, where the best model and the interval both ask for it."""
+        if self.saved_at == step:
+            return
         best = self.folder.checkpoint_path(self.best_step) if self.best_step is not None else None
         with self.folder.write_checkpoint(step) as path:
             save_model(self.session, path)
@@ -275,6 +300,7 @@ class _Progress:
             "best_step": self.best_step,
             "evaluations_since_best": self.evaluations_since_best,
             "losses": self.losses,
+            "rows": self.folder.row_counts(),
             "trainer": self.trainer.state(),
         }
 
@@ -297,11 +323,13 @@ class _Progress:
         self.best, self.best_step = state["best"], state["best_step"]
         self.evaluations_since_best, self.losses = state["evaluations_since_best"], list(state["losses"])
         self.trainer.restore(state["trainer"])
-        self.folder.truncate_after(step, evaluated=state["evaluated_at"] == step)
+        same = path.resolve().parent == self.folder.path.resolve()
+        evaluated = state["evaluated_at"] == step
+        self.folder.truncate_after(step, evaluated=evaluated, counts=state.get("rows") if same else None)
         self.rows = self.folder.metrics()
+        self.evaluated_at = state["evaluated_at"]
         evals = [row for row in self.rows if row["kind"] == "eval"]
         if evals:
-            self.evaluated_at = evals[-1]["step"]
             self.last_eval = {k.removeprefix("eval/"): v for k, v in evals[-1].items() if k.startswith("eval/")}
         say(f"resumed from {path.name}: step {step} of {self.total}")
         return step

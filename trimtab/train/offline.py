@@ -20,7 +20,7 @@ from trimtab.train.assemble import POLICY, REWARD, Session
 from trimtab.train.loop import Figures
 from trimtab.train.optim import make_adamw
 from trimtab.train.step import Forward, backward_rows, backward_tokens, clip_and_step
-from trimtab.types import Pair, PairBatch, Sampling, TokenBatch, TokenRow, take
+from trimtab.types import Example, Pair, PairBatch, Sampling, TokenBatch, TokenRow, take
 
 
 class OfflineTrainer:
@@ -39,6 +39,7 @@ class OfflineTrainer:
             self._subtract_mean(self.pair_rows(self.rows[:32]))
         self.optimizers = {self.role: make_adamw(self.parameters, config, config.learning_rate)}
         self.learning_rates = {self.role: config.learning_rate}
+        self.current: list[dict[str, Any]] = []
         self.best_metric = ("accuracy", True) if self.algorithm.reads == "reward" else ("loss", False)
 
     def step(self, number: int) -> Figures:
@@ -48,7 +49,8 @@ class OfflineTrainer:
             index
         ]
         chosen = [self.rows[i] for i in order]
-        names = [str(self.session.data.train_examples[i].origin) for i in order]
+        self.current = [described(self.session.data.train_examples[i]) for i in order]
+        names = [row["row"] for row in self.current]
         how = Forward(
             budget=self.session.budget, dropout=config.lora_dropout if self.algorithm.reads == "logprobs" else 0.0
         )
@@ -156,6 +158,16 @@ class OfflineTrainer:
         scores = score_rows_as(self.session.roles, self.role, rows, budget=self.session.budget)
         with torch.no_grad():
             head.summary.bias.sub_(sum(scores) / len(scores))
+
+
+def described(example: Example) -> dict[str, Any]:
+    """An example as a reader of `failed_step.json` needs it: where it stands, and its texts."""
+    texts = {
+        name: message.content
+        for name in ("response", "chosen", "rejected")
+        if (message := getattr(example, name, None)) is not None
+    }
+    return {"row": str(example.origin), "prompt": [m.content for m in example.prompt], **texts}
 
 
 def scored_mask(rows: list[TokenRow], device: torch.device) -> torch.Tensor:

@@ -25,7 +25,7 @@ from trimtab.ops.stats import RunningMoments
 from trimtab.rundir import RunFolder
 from trimtab.train.assemble import CRITIC, POLICY, REFERENCE, Session
 from trimtab.train.loop import Figures
-from trimtab.train.offline import score_tasks
+from trimtab.train.offline import described, score_tasks
 from trimtab.train.optim import make_adamw
 from trimtab.train.rollout import Collected, collect, completion_row, reward_completions, score_role
 from trimtab.train.step import Forward, Sums, backward_tokens, clip_and_step
@@ -46,6 +46,7 @@ class OnlineTrainer:
         self.prompts: list[Prompt] = session.data.train
         self.steps_per_epoch = math.ceil(len(self.prompts) / config.rollout_size)
         self.best_metric = ("reward_sampled", True)
+        self.current: list[dict[str, Any]] = []
         self.kl_coef = self.algorithm.kl_coef
         self.moments = RunningMoments()
         self.version = 0
@@ -75,6 +76,7 @@ class OnlineTrainer:
         shuffle = not config.disable_shuffling
         order = batches(len(self.prompts), config.rollout_size, config.order_seed, epoch, shuffle)[index]
         prompts = [self.prompts[i] for i in order]
+        self.current = [described(prompt.example) for prompt in prompts]
         sampling = self.sampling(seed=config.seed, epoch=epoch)
         collected = collect(
             self.session,
@@ -88,6 +90,9 @@ class OnlineTrainer:
             version=self.version,
         )
         self.moments = collected.moments
+        self.current = [
+            {**described(r.prompt.example), "completion": r.text, "reward": r.reward} for r in collected.rollouts
+        ]
         batch = self.algorithm.credit(collected.batch)
         started = time.monotonic()
         figures = self._update(collected, batch, number, sampling.temperature)

@@ -135,6 +135,7 @@ def _total(loss: Tensor, weights: Tensor, mask: Tensor, rows: list[int], names: 
             where=", ".join(guilty[:8]) or "in the sum over the batch",
             why="a NaN or infinity in the model's output; the weights before this step are unharmed",
             remedy="look at these rows, lower learning_rate, or set compute_dtype: float32; continue from the last checkpoint",
+            rows=guilty if names else (),
         )
     return total
 
