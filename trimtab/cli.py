@@ -6,6 +6,7 @@ are overrides: `trimtab train ppo.yaml learning_rate=2e-5 seed=1`.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 from trimtab import __version__
-from trimtab.errors import TrimtabError
+from trimtab.errors import TrimtabError, typed
 
 app = typer.Typer(
     name="trimtab",
@@ -186,15 +187,21 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         # --key value and --key=value reach the commands as words; typer keeps only what it knows as options
-        result = app(args=words, standalone_mode=False)
+        with typed():
+            result = app(args=words, standalone_mode=False)
     except TrimtabError as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("\nstopped; go on with --resume", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
+        trains = words[:1] in (["train"], ["demo"])
+        print("\nstopped" + ("; --resume goes on from the last checkpoint" if trains else ""), file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # the reader (`| head`) has what it wanted; nothing may be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except typer.Exit as done:
         return done.exit_code
     except Exception as error:

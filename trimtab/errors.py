@@ -7,13 +7,16 @@ A `TrimtabError` prints as
       why:   why it cannot work
       do:    what to do about it
 
-The command line catches `TrimtabError` only, prints it without a traceback and exits with `exit_code`. Anything else that
-escapes is a fault of ours and keeps its traceback.
+The command line catches `TrimtabError` only, prints it without a traceback and exits with `exit_code`. What the machine refuses
+(a file, the disk, memory) becomes one in `typed`, at the doors: `run_exp`, `ChatModel`, the command line. Anything else that
+escapes is a fault of ours and keeps its traceback. docs/errors.md lists every message (`python -m trimtab.errors_document`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class TrimtabError(Exception):
@@ -83,3 +86,49 @@ class NumericsError(TrimtabError):
     ) -> None:
         super().__init__(what, where=where, why=why, remedy=remedy)
         self.rows = tuple(rows)
+
+
+class MachineError(TrimtabError):
+    """What the machine refuses: a file that may not be read or written, a full disk, too little memory."""
+
+
+@contextmanager
+def typed() -> Iterator[None]:
+    """Raise what the machine refuses inside the block as a `MachineError`; everything else passes as it is."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of our output has gone: no fault
+        raise
+    except OSError as error:
+        if error.errno is None and error.filename is None:  # raised by a library in words of its own: not the machine's
+            raise
+        raise _refused(error) from error
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _out_of_memory(error)):
+            raise
+        raise MachineError(
+            "out of memory",
+            why=(str(error).strip().splitlines() or ["the system gave no more"])[0][:300],
+            remedy="lower micro_batch_tokens (no effect on results), cutoff_len, max_new_tokens or lora_rank, set "
+            "gradient_checkpointing: true, or take a smaller model; a run goes on with --resume",
+        ) from error
+
+
+def _refused(error: OSError) -> MachineError:
+    name = error.filename or error.filename2
+    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return MachineError(
+        "the disk is full" if full else f"the system refuses: {error.strerror or error}",
+        where=str(name) if name is not None else "",
+        why="nothing more can be written" if full else "this user may not do that there" if denied else str(error),
+        remedy="free some space, then run again (a training run with --resume)"
+        if full
+        else "check the path and its permissions, then run again",
+    )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """By name and words: this floor knows no torch."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab import __version__
 from trimtab.config import StageConfig, dump_resolved, load
-from trimtab.errors import ConfigError, RunError
+from trimtab.errors import ConfigError, RunError, typed
 from trimtab.rundir import RunFolder, changed_keys, check_checkpoint
 
 
@@ -36,7 +36,11 @@ def run_exp(
                 "no config given", remedy="run_exp({...}), run_exp('file.yaml'), or a file on the command line"
             )
         args, overrides = sys.argv[1], [*sys.argv[2:], *overrides]
-    config = load(args, list(overrides))
+    with typed():
+        return _run(load(args, list(overrides)), resume)
+
+
+def _run(config: StageConfig, resume: bool) -> RunFolder:
     if config.do_infer:
         if config.do_predict and config.output_dir:
             from trimtab.serve.predict import predict

@@ -98,7 +98,7 @@ def test_no_file(place: Place) -> None:
     (place.root / "file").write_text("x", encoding="utf-8")
     place.refused("train", str(place.root / "file" / "x.yaml"), told="x.yaml")
     place.refused("train", "a" * 300 + ".yaml", told="config file")
-    place.refused("train", "a\0b.yaml", told="config file")
+    place.refused("train", "a\0b.yaml", told="file")
 
 
 def test_no_permission(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

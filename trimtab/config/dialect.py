@@ -120,7 +120,7 @@ def _yaml(text: str, name: str) -> Iterator[Entry]:
 
 def _construct(loader: yaml.SafeLoader, node: yaml.Node, where: str) -> Any:
     try:
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     except (ValueError, OverflowError) as error:  # what looks like a date or number and is none
         raise ConfigError(
             f"{where.rpartition(': ')[2]}: its value cannot be read: {error}",
@@ -199,7 +199,10 @@ def _json(text: str, name: str) -> Iterator[Entry]:
     except (RecursionError, ValueError) as error:
         why = "lists within lists without end" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(
-            f"{Path(name).name} cannot be read as JSON", where=name, why=why, remedy="write plain values and short lists"
+            f"{Path(name).name} cannot be read as JSON",
+            where=name,
+            why=why,
+            remedy="write plain values and short lists",
         ) from None
 
 

@@ -86,6 +86,8 @@ def _json(path: Path) -> Rows:
             yield from _json_lines(path)
             return
         raise _malformed(path, error, error.lineno) from None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable_value(path, str(path), error) from None
     # A list of rows; else a file of one row.
     rows = value if isinstance(value, list) else [value]
     for number, row in enumerate(rows, 1):
@@ -103,7 +105,18 @@ def _json_lines(path: Path) -> Rows:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise _malformed(path, error, line_number) from None
+        except (ValueError, RecursionError) as error:
+            raise _unreadable_value(path, f"{path}:{line_number}", error) from None
         yield Origin(file=str(path), row=number), row
+
+
+def _unreadable_value(path: Path, where: str, error: Exception) -> DataError:
+    return DataError(
+        f"a value in {path.name} cannot be read",
+        where=where,
+        why="lists within lists without end" if isinstance(error, RecursionError) else str(error),
+        remedy="write rows of plain texts and numbers",
+    )
 
 
 def _malformed(path: Path, error: json.JSONDecodeError, line: int) -> DataError:
@@ -123,6 +136,14 @@ def _csv(path: Path, delimiter: str = ",") -> Rows:
         header = next(reader, None)
         if header is None:
             return
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(
+                f"two columns of {path.name} are called {twice!r}",
+                where=f"{path}:1",
+                why="only one of them could be read",
+                remedy="rename one of them in the first line",
+            )
         for cells in reader:
             if not cells:
                 continue
@@ -166,7 +187,7 @@ def _parquet(path: Path) -> Rows:
                     number += 1
                     yield Origin(file=str(path), row=number), row
     except pyarrow.ArrowException as error:
-        raise DataError(f"cannot read {path.name} as parquet: {error}", where=str(path)) from None
+        raise _damaged(path, "parquet", error) from None
 
 
 def _arrow(path: Path) -> Rows:
@@ -183,7 +204,16 @@ def _arrow(path: Path) -> Rows:
                 number += 1
                 yield Origin(file=str(path), row=number), row
     except pyarrow.ArrowException as error:
-        raise DataError(f"cannot read {path.name} as arrow: {error}", where=str(path)) from None
+        raise _damaged(path, "arrow", error) from None
+
+
+def _damaged(path: Path, kind: str, error: Exception) -> DataError:
+    return DataError(
+        f"cannot read {path.name} as {kind}",
+        where=str(path),
+        why=str(error).split("\n")[0],
+        remedy="copy or write the file again; it is cut short, damaged, or of another kind than its name says",
+    )
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

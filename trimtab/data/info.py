@@ -83,8 +83,15 @@ def _load(info: Path) -> Mapping[str, Any]:
             why="without it no data set can be found",
             remedy="mend that line: often a missing comma or quote, or a comma after the last entry",
         ) from None
+    except (ValueError, RecursionError):
+        entries = None
     if not isinstance(entries, dict):
-        raise DataError(f"{info.name} is not an object of name: entry", where=str(info))
+        raise DataError(
+            f"{info.name} is not an object of name: entry",
+            where=str(info),
+            why="each data set is found in it by its name",
+            remedy='write {"NAME": {"file_name": "FILE"}}',
+        )
     return entries
 
 
@@ -130,17 +137,48 @@ def _guess(path: Path) -> tuple[str, Layout]:
 def _entry(name: str, entries: Mapping[str, Any], folder: Path, source: str) -> DatasetSpec:
     where = f"{source}: {name}"
     entry = entries.get(name)
+    if name in entries and not isinstance(entry, Mapping):
+        raise DataError(
+            f"the entry of data set {name!r} is not an object",
+            where=where,
+            why=f"it is {entry!r}"[:200],
+            remedy='write {"file_name": "FILE"}, and what else the set needs',
+        )
     if not isinstance(entry, Mapping):
         guess = nearest(name, entries)
         raise DataError(
             f"unknown data set {name!r}" + (f"; did you mean {guess!r}?" if guess else ""),
             where=where,
-            why=f"the entries are {', '.join(map(str, entries))}",
+            why=f"the entries are {', '.join(map(str, entries)) or 'none'}",
+            remedy="name one of them, or add an entry",
         )
+    for key in (*SOURCES, "formatting", "subset", "split", "folder"):
+        if entry.get(key) is not None and (not isinstance(entry[key], str) or "\0" in entry[key]):
+            raise DataError(
+                f"{key} is {entry[key]!r}, it must be text",
+                where=f"{where}: {key}",
+                remedy="give one name in quotes; for several files name the folder that holds them",
+            )
     ignored = _check_keys(entry, (*SOURCES, *FLAGS), f"{where}", also=(*ELSEWHERE, *HARMLESS))
     columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
     _check_keys(columns, COLUMNS, f"{where}: columns", also=MEDIA, strict=True)
     _check_keys(tags, TAGS, f"{where}: tags", strict=True)
+    for part, values in (("columns", columns), ("tags", tags)):
+        for key, value in values.items():
+            if value is not None and not isinstance(value, str) and key not in MEDIA:
+                raise DataError(
+                    f"{part}: {key} is {value!r}, it must be the name of one column"
+                    if part == "columns"
+                    else f"{part}: {key} is {value!r}, it must be text",
+                    where=f"{where}: {part}: {key}",
+                    remedy="write the name as it stands in the rows, in quotes",
+                )
+    if not isinstance(entry.get("ranking"), bool | None):
+        raise DataError(
+            f"ranking is {entry['ranking']!r}, it must be true or false",
+            where=f"{where}: ranking",
+            remedy="write true if the rows hold chosen and rejected answers",
+        )
     media = [key for key in MEDIA if columns.get(key)]
     if media:
         raise DataError(
@@ -174,8 +212,12 @@ def _entry(name: str, entries: Mapping[str, Any], folder: Path, source: str) -> 
             remedy=f"choose one of: {', '.join(FORMATS.names())}",
         )
     samples = entry.get("num_samples")
-    if samples is not None and (not isinstance(samples, int) or samples < 1):
-        raise DataError(f"num_samples is {samples!r}, it must be a number of rows", where=f"{where}: num_samples")
+    if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
+        raise DataError(
+            f"num_samples is {samples!r}, it must be a number of rows",
+            where=f"{where}: num_samples",
+            remedy="write a whole number from 1 on, or leave it out to take every row",
+        )
     return DatasetSpec(
         name=name,
         where=where,
@@ -201,7 +243,11 @@ def _check_keys(
 ) -> list[str]:
     """Keys that mean nothing, to be mentioned; a misspelt one (any unknown one, if strict) is an error."""
     if not isinstance(given, Mapping):
-        raise DataError(f"{where} is not an object", where=where)
+        raise DataError(
+            f"{where.rpartition(': ')[2]} is not an object",
+            where=where,
+            remedy='write {"OUR NAME": "NAME IN THE ROWS"}',
+        )
     odd = [str(key) for key in given if key not in known and key not in also]
     for key in odd:
         guess = nearest(key, known)

@@ -200,7 +200,12 @@ def _where(config: Config, key: str) -> str:
 def _sets(config: Config, names: list[str], seed: int, tally: _Tally) -> dict[str, list[Example]]:
     if not names:
         return {}
-    return {spec.name: _examples(spec, config, seed, tally) for spec in info.find(names, config.dataset_dir)}
+    found: dict[str, list[Example]] = {}
+    for spec in info.find(names, config.dataset_dir):
+        count = sum(name == spec.name or name.startswith(f"{spec.name} (") for name in found)
+        # a set that is named twice counts twice
+        found[f"{spec.name} ({count + 1})" if count else spec.name] = _examples(spec, config, seed, tally)
+    return found
 
 
 def _examples(spec: info.DatasetSpec, config: Config, seed: int, tally: _Tally) -> list[Example]:

@@ -120,6 +120,15 @@ def new_adapter(
 ) -> None:
     """Add a trainable adapter that changes nothing yet: A Kaiming-uniform (a = sqrt 5, as peft and the authors), B zero."""
     found = layers(model)
+    paths = list(paths)
+    widest = max((max(found[path].in_features, found[path].out_features) for path in paths), default=rank)
+    if rank > widest:
+        raise AdapterError(
+            f"lora_rank {rank} is larger than every layer",
+            where="lora_rank",
+            why=f"the widest layer of this model has {widest} units: a product of that rank cannot exist",
+            remedy="choose a rank of 8 to 64",
+        )
     generator = torch.Generator().manual_seed(seed)
     for path in paths:
         layer = found[path]

@@ -26,7 +26,7 @@ from trimtab.data.templates import Template
 from trimtab.data.templates.tools import read_tools
 from trimtab.data.tokenizer import encode_plain
 from trimtab.engine.generator import Token
-from trimtab.errors import ConfigError, DataError, ModelError
+from trimtab.errors import ConfigError, DataError, ModelError, typed
 from trimtab.registry import nearest
 from trimtab.rewards import with_tail
 from trimtab.rewards.model import score_rows_as
@@ -95,10 +95,11 @@ class ChatModel:
         Raises:
             TrimtabError: a config, model or adapter that is the user's to mend.
         """
-        config = args if isinstance(args, StageConfig) else load(args)
-        for note in config.notes:
-            say(note)
-        self.served = load_served(find_served(config))
+        with typed():
+            config = args if isinstance(args, StageConfig) else load(args)
+            for note in config.notes:
+                say(note)
+            self.served = load_served(find_served(config))
         self._lock = threading.Lock()
 
     # --------------------------------------------------------------------------------------------------------- answers

@@ -13,6 +13,7 @@ from trimtab.data import templates
 from trimtab.data.loader import StageData, load_data
 from trimtab.data.tokenizer import load_tokenizer
 from trimtab.engine.generator import ForwardGenerator
+from trimtab.evals import EVALS
 from trimtab.models import lora
 from trimtab.models.forward import Layout, choose_layout
 from trimtab.models.heads import HeadRecord
@@ -145,6 +146,8 @@ def load_parts(
 
 def assemble(config: StageConfig) -> Session:
     """Load data first (cheap, and most mistakes are there), then the model, then define the stage's roles."""
+    for task in config.eval_tasks:
+        EVALS.row(task, where=config.origin("eval_tasks"))
     tokenizer, template = load_text_side(config)
     data = load_data(config, tokenizer, template)
     roles, _, _, device, dtype, base, fingerprint = load_parts(config, (tokenizer, template))

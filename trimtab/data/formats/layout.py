@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,7 +68,15 @@ def as_text(value: Any, column: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UnusableCell(
+                f"{column} holds half a character", "a lone surrogate, which no tokenizer reads"
+            ) from None
         return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UnusableCell(f"{column} is not text", f"it is {value}, an empty cell of a table perhaps")
     if isinstance(value, bool | int | float):
         return str(value)
     raise UnusableCell(f"{column} is not text", f"it is a {type(value).__name__}")
