@@ -304,7 +304,7 @@ def entropy_collapse(run: Run) -> Finding | None:
     """Entropy below a tenth of what it was (mean of the first 3 rows) on 3 rows in a row."""
     points = run.points("entropy")
     offline = any(
-        row.get("stage") in ("pt", "sft", "rm") for row in run.rows
+        row.get("stage") in ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo") for row in run.rows
     )  # a data set is meant to make the model sure
     if len(points) < 6 or offline:
         return None

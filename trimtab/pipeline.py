@@ -11,6 +11,7 @@ from typing import Any
 
 from trimtab import __version__
 from trimtab.config import StageConfig, dump_resolved, load
+from trimtab.data.loader import PAIRED
 from trimtab.errors import ConfigError, RunError, typed
 from trimtab.rundir import RunFolder, changed_keys, check_checkpoint
 
@@ -62,6 +63,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
     from trimtab.train.loop import run, total_steps
     from trimtab.train.offline import OfflineTrainer
     from trimtab.train.online import OnlineTrainer
+    from trimtab.train.preference import PREFERENCE_STAGES, PreferenceTrainer
     from trimtab.train.progress import say
 
     for note in config.notes:
@@ -96,7 +98,8 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         for line in session.data.report.lines():
             say(line)
         online = config.stage == "ppo"
-        trainer: Any = OnlineTrainer(session, folder) if online else OfflineTrainer(session)
+        offline: Any = PreferenceTrainer if config.stage in PREFERENCE_STAGES else OfflineTrainer
+        trainer: Any = OnlineTrainer(session, folder) if online else offline(session)
         total = total_steps(config, trainer.steps_per_epoch)
         if total == 0:
             raise RunError(
@@ -138,7 +141,7 @@ def _start_line(config: Any, session: Any, trainer: Any, total: int) -> str:
     """What one step is, in numbers."""
     n = len(session.data.train)
     line = (
-        f"{config.stage}: {n} {'pairs' if config.stage == 'rm' else 'prompts' if config.stage == 'ppo' else 'rows'}, "
+        f"{config.stage}: {n} {'pairs' if config.stage in PAIRED else 'prompts' if config.stage == 'ppo' else 'rows'}, "
     )
     if config.stage == "ppo":
         k = trainer.algorithm.group_size

@@ -177,6 +177,41 @@ class PairBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceBatch:
+    """Pairs of answers as rows: chosen, rejected, chosen, rejected ...; r = 2 x pairs.
+
+    Attributes:
+        mask: real scored tokens.
+        logp_ref: the reference's log-probabilities; None where the loss has no reference.
+        z_chosen, z_rejected: max(0, mean log-ratio) of the chosen and of the rejected answers over the optimizer step.
+        h_mean, h_count: mean log-ratio of all answers of the steps so far, this one included, and how many they are.
+    """
+
+    mask: Bool[Tensor, "r t"]
+    logp_ref: Float[Tensor, "r t"] | None = None
+    z_chosen: float = 0.0
+    z_rejected: float = 0.0
+    h_mean: float = 0.0
+    h_count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledBatch:
+    """Single answers, each wanted or not.
+
+    Attributes:
+        mask, logp_ref: as in `PreferenceBatch`, one row per answer.
+        desirable: the answer's label.
+        z0: max(0, mean log-ratio) of mismatched answers over the optimizer step.
+    """
+
+    mask: Bool[Tensor, "b t"]
+    desirable: Bool[Tensor, " b"]
+    logp_ref: Float[Tensor, "b t"] | None = None
+    z0: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutBatch:
     """A whole rollout batch as arrays; an algorithm's `credit` fills in `advantages` (and `returns`, with a critic).
 
@@ -215,14 +250,16 @@ class LossTerms:
         loss: one number per scored token `[b, t]`, or per row or pair `[b]`.
         means: arrays of the same kind, logged as means (over real tokens, or over rows).
         maxima: the same, logged as maxima.
+        among: for a mean that concerns some entries only, which.
     """
 
     loss: Float[Tensor, "b t"] | Float[Tensor, " b"]
     means: Mapping[str, Tensor] = field(default_factory=dict)
     maxima: Mapping[str, Tensor] = field(default_factory=dict)
+    among: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-BatchT = TypeVar("BatchT", TokenBatch, PairBatch, RolloutBatch)
+BatchT = TypeVar("BatchT", TokenBatch, PairBatch, PreferenceBatch, LabelledBatch, RolloutBatch)
 
 
 def take(batch: BatchT, rows: list[int]) -> BatchT:

@@ -11,7 +11,7 @@ import torch
 
 from trimtab.algos import ALGORITHMS
 from trimtab.errors import ConfigError
-from trimtab.types import LossTerms, PairBatch, RolloutBatch, Scores, TokenBatch
+from trimtab.types import LabelledBatch, LossTerms, PairBatch, PreferenceBatch, RolloutBatch, Scores, TokenBatch
 
 pytestmark = pytest.mark.contract
 
@@ -38,6 +38,16 @@ KEYS = SimpleNamespace(
     entropy_coef=0.0,
     whiten_advantages=True,
     whiten_rewards=False,
+    pref_beta=0.1,
+    pref_ftx=0.0,
+    pref_loss="sigmoid",
+    pref_bco_weight=0.0,
+    pref_length_normalized=False,
+    dpo_label_smoothing=0.0,
+    ld_alpha=None,
+    simpo_gamma=0.5,
+    kto_chosen_weight=1.0,
+    kto_rejected_weight=1.0,
 )
 
 
@@ -61,6 +71,12 @@ def losses(algorithm: object, *, real: bool, garbage: float = 0.25) -> list[Loss
         assert all(torch.isfinite(torch.tensor(list(batch.stats.values()))))
         terms = [algorithm.policy_loss(Scores(logp=filled, entropy=filled), batch)]  # type: ignore[attr-defined]
         return [*terms, algorithm.value_loss(filled, batch)] if algorithm.needs.critic else terms  # type: ignore[attr-defined]
+    if algorithm.kind == "preference":  # type: ignore[attr-defined]
+        scores = Scores(logp=filled, entropy=filled)
+        if algorithm.unit == "pair":  # type: ignore[attr-defined]
+            return [algorithm.loss(scores, PreferenceBatch(mask=mask, logp_ref=filled))]  # type: ignore[attr-defined]
+        labels = torch.tensor([True, False])
+        return [algorithm.loss(scores, LabelledBatch(mask=mask, logp_ref=filled, desirable=labels))]  # type: ignore[attr-defined]
     if algorithm.reads == "reward":  # type: ignore[attr-defined]
         rows = 2 if real else 0
         return [algorithm.loss(torch.zeros(rows, 2), PairBatch(margin=torch.zeros(rows)))]  # type: ignore[attr-defined]
@@ -82,6 +98,12 @@ class TestEveryAlgorithm:
             assert algorithm.unit in ("completion", "pair", "group")
             assert algorithm.group_size >= 1
             assert algorithm.epochs >= 1
+        elif algorithm.kind == "preference":
+            assert algorithm.unit in ("row", "pair")
+            assert algorithm.reduction == "row"
+            assert algorithm.observes in ("nothing", "own", "mismatched")
+            assert hasattr(algorithm, "observe") or algorithm.observes == "nothing"
+            assert not (algorithm.needs.critic or algorithm.needs.reward)
         else:
             assert algorithm.unit in ("row", "pair")
             assert algorithm.reads in ("logprobs", "reward")
@@ -92,6 +114,7 @@ class TestEveryAlgorithm:
             assert terms.loss.sum() == 0
             for array in (terms.loss, *terms.means.values(), *terms.maxima.values()):
                 assert torch.isfinite(array).all()
+            assert terms.among.keys() <= terms.means.keys()
 
     def test_is_deterministic(self, name: str) -> None:
         first, second = (losses(ALGORITHMS.load(name).from_config(KEYS), real=True) for _ in range(2))

@@ -431,6 +431,53 @@ def test_ranges_of_ppo(key: str, value: Any) -> None:
     assert _error({**PPO, key: value}).where == f"argument: {key}"
 
 
+DPO: dict[str, Any] = {**SFT, "stage": "dpo"}
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"pref_loss": "dpo"}, "pref_loss"),
+        ({"pref_beta": 0}, "pref_beta"),
+        ({"dpo_label_smoothing": 0.5}, "dpo_label_smoothing"),
+        ({"ld_alpha": 1.5}, "ld_alpha"),
+        # a setting that the loss does not read
+        ({"pref_loss": "ipo", "dpo_label_smoothing": 0.1}, "dpo_label_smoothing"),
+        ({"pref_loss": "orpo", "pref_bco_weight": 0.5}, "pref_bco_weight"),
+        ({"pref_loss": "simpo", "ld_alpha": 0.5}, "ld_alpha"),
+        ({"pref_loss": "simpo", "pref_length_normalized": True}, "pref_length_normalized"),
+        ({"pref_loss": "ipo_avg", "ld_alpha": 0.5}, "ld_alpha"),
+        ({"stage": "orpo", "pref_loss": "sigmoid"}, "pref_loss"),
+        ({"stage": "simpo", "pref_loss": "orpo"}, "pref_loss"),
+        ({"stage": "kto", "kto_chosen_weight": 0, "kto_rejected_weight": 0}, "kto_chosen_weight"),
+    ],
+)
+def test_mistakes_of_preference_stages(more: dict[str, Any], key: str) -> None:
+    assert _error({**DPO, **more}).where == f"argument: {key}"
+
+
+def test_preference_keys_as_their_users_write_them() -> None:
+    """Values at which a key does nothing pass under every loss."""
+    config = load({**DPO, "pref_loss": "simpo", "pref_beta": 2.0, "simpo_gamma": 1, "dpo_label_smoothing": 0.0,
+                   "pref_bco_weight": 0, "ld_alpha": None, "pref_ftx": 0.1})  # fmt: skip
+    assert (config.pref_loss, config.pref_beta, config.simpo_gamma) == ("simpo", 2.0, 1.0)  # type: ignore[attr-defined]
+    assert config.notes == ()
+    assert load({**DPO, "stage": "orpo", "pref_loss": "orpo"}).stage == "orpo"
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"pref_loss": "ipo"}, "ipo_avg is the form per token"),
+        ({"pref_loss": "exo"}, "dpo_label_smoothing: 0.001"),
+        ({"simpo_gamma": 0.5}, "simpo_gamma: not read by pref_loss sigmoid"),
+        ({"lora_dropout": 0.1}, "lora_dropout: not applied in stage dpo"),
+    ],
+)
+def test_differences_of_preference_stages_are_told(more: dict[str, Any], word: str) -> None:
+    assert any(word in note for note in load({**DPO, **more}).notes)
+
+
 def test_all_mistakes_of_a_file_come_together_in_its_order(tmp_path: Path) -> None:
     text = "stage: sft\ndo_train: true\nlora_rank: 0\nquantization_bit: 4\nlearnin_rate: 1\nfinetuning_type: oft\n"
     error = _error(_write(tmp_path, text))
@@ -439,11 +486,11 @@ def test_all_mistakes_of_a_file_come_together_in_its_order(tmp_path: Path) -> No
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("stage", ["dpo", "kto", "rloo", "grpo"])
+@pytest.mark.parametrize("stage", ["rloo", "grpo"])
 def test_stages_of_other_versions(stage: str) -> None:
     error = _error({**SFT, "stage": stage})
     assert error.what == f"there is no stage {stage!r}"
-    assert "pt, sft, rm and ppo" in error.why
+    assert "pt, sft, rm" in error.why
     assert "did you mean 'sft'" in _error({**SFT, "stage": "sftt"}).what
 
 

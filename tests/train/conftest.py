@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,31 @@ QUESTIONS = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Reference log-probabilities of these tests go into a folder of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIMTAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`qa` and `qa_eval` (alpaca), `pairs` and `pairs_eval` (preferences: "yes" over "no"), `text` (plain)."""
+    """`qa` and `qa_eval` (alpaca), `pairs` and `pairs_eval` ("yes" over "no"), `marks` (the same, labelled), `text` (plain)."""
     folder = tmp_path_factory.mktemp("data")
     qa = [{"instruction": q, "output": q.upper()} for q in QUESTIONS]
     pairs = [{"instruction": q, "chosen": "yes" * (1 + i % 2), "rejected": "no"} for i, q in enumerate(QUESTIONS)]
+    marks = [
+        {"instruction": q, "output": "no" if i % 2 else "yes", "kto_tag": not i % 2} for i, q in enumerate(QUESTIONS)
+    ]
     texts = [{"text": f"{q} and then {q}"} for q in QUESTIONS]
     sets: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
         "qa": (qa[:9], {}),
         "qa_eval": (qa[9:], {}),
         "pairs": (pairs[:9], {"ranking": True}),
         "pairs_eval": (pairs[9:], {"ranking": True}),
+        "marks": (marks[:9], {}),
+        "marks_eval": (marks[8:], {}),
         "text": (texts, {"columns": {"prompt": "text"}}),
     }
     for name, (rows, _) in sets.items():
@@ -55,6 +68,8 @@ def keys(tiny_folder: Callable[..., Path], data_dir: Path) -> Callable[..., dict
         "pt": {"dataset": "text"},
         "sft": {"dataset": "qa"},
         "rm": {"dataset": "pairs"},
+        **{stage: {"dataset": "pairs"} for stage in ("dpo", "orpo", "simpo")},
+        "kto": {"dataset": "marks"},
         "ppo": {"dataset": "qa", "max_new_tokens": 6, "ppo_epochs": 2, "ppo_buffer_size": 2},
     }
 

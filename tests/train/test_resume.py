@@ -15,6 +15,7 @@ from trimtab.errors import RunError
 from trimtab.rundir import RunFolder
 from trimtab.train.offline import OfflineTrainer
 from trimtab.train.online import OnlineTrainer
+from trimtab.train.preference import PreferenceTrainer
 
 pytestmark = pytest.mark.resume
 
@@ -48,6 +49,9 @@ CASES: dict[str, dict[str, Any]] = {
     "rm": {"eval_dataset": "pairs_eval"},
     # a controller, running moments, and a reference that differs from the start of the resumed process
     "ppo": {"kl_target": 0.1, "kl_horizon": 20, "score_norm": True, "eval_dataset": "qa_eval", "group_size": 2},
+    # the mean log-ratio of all answers so far is state; so is the frozen copy of where the policy started
+    "dpo": {"eval_dataset": "pairs_eval", "pref_bco_weight": 0.5, "load_best_model_at_end": True},
+    "kto": {"eval_dataset": "marks_eval"},
     "ppo-head": {"critic": "head", "critic_warmup_steps": 3, "eval_dataset": "qa_eval"},
 }
 
@@ -65,7 +69,8 @@ def test_six_steps_are_four_a_kill_and_two(
         keys["reward_model"] = str(rm_folder)
     straight = run(stage, tmp_path / "straight", **keys)
     with monkeypatch.context() as patch:
-        killed_at(patch, 5, OnlineTrainer if stage == "ppo" else OfflineTrainer)
+        trainers = {"ppo": OnlineTrainer, "dpo": PreferenceTrainer, "kto": PreferenceTrainer}
+        killed_at(patch, 5, trainers.get(stage, OfflineTrainer))
         with pytest.raises(Killed):
             run(stage, tmp_path / "killed", **keys)
     torn = RunFolder(tmp_path / "killed")
@@ -76,7 +81,7 @@ def test_six_steps_are_four_a_kill_and_two(
     for name in ("metrics.jsonl", "trainer_log.jsonl", *(["samples.jsonl"] if stage == "ppo" else [])):
         assert lines(resumed.path / name) == lines(straight.path / name), name
     files = ["adapter_model.safetensors"]
-    if stage != "sft":
+    if stage in ("rm", "ppo"):
         files.append("value_head.safetensors" if case != "ppo" else "critic/value_head.safetensors")
     for name in files:
         a, b = load_file(straight.path / name), load_file(resumed.path / name)

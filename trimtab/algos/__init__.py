@@ -23,6 +23,22 @@ ALGORITHMS = Registry(
         Row(name="pt", target="trimtab.algos.sft:Sft", help="pre-training: plain text, every token a label"),
         Row(name="sft", target="trimtab.algos.sft:Sft", help="supervised fine-tuning: imitate given answers"),
         Row(name="rm", target="trimtab.algos.rm:RewardModel", help="reward model: learn a score from pairs of answers"),
+        Row(
+            name="dpo",
+            target="trimtab.algos.dpo:Dpo",
+            help="direct preference optimisation: pairs of answers, no reward",
+        ),
+        Row(
+            name="kto", target="trimtab.algos.kto:Kto", help="Kahneman-Tversky optimisation: answers marked good or bad"
+        ),
+        Row(
+            name="orpo",
+            target="trimtab.algos.orpo:Orpo",
+            help="odds-ratio preference optimisation: SFT and pairs in one",
+        ),
+        Row(
+            name="simpo", target="trimtab.algos.simpo:SimPo", help="simple preference optimisation: pairs, no reference"
+        ),
         Row(name="ppo", target="trimtab.algos.ppo:Ppo", help="proximal policy optimisation: a reward, with a critic"),
     ],
 )
@@ -30,7 +46,7 @@ ALGORITHMS = Registry(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which models besides the policy an online algorithm wants beside it."""
+    """Which models besides the policy an algorithm wants beside it."""
 
     reference: bool
     critic: bool
@@ -103,6 +119,40 @@ class Offline(Protocol):
 
     def loss(self, scores: Any, batch: Any) -> LossTerms:
         """Unreduced loss of a micro-batch; `scores` is what `reads` asked for."""
+        ...
+
+    def describe(self) -> str:
+        """One line for the start of a run: what is being optimised."""
+        ...
+
+
+class Preference(Protocol):
+    """An algorithm that learns from judged answers of a data set: pairs, or single answers with a label.
+
+    One that measures its losses against the whole optimizer step has a method `observe(logp, observed, batch) -> batch`,
+    called before the first gradient; what `observed` holds is the attribute `observes`.
+
+    Attributes:
+        unit: "pair" reads `PreferenceBatch` (two rows an entry), "row" reads `LabelledBatch`.
+        needs: does it compare with the policy at the start of the stage?
+        observes: the step's own rows, mismatched answers (each to another row's prompt), or nothing.
+    """
+
+    kind: Literal["preference"]
+    unit: Literal["pair", "row"]
+    reduction: Literal["row"]
+    needs: Needs
+
+    @property
+    def observes(self) -> Literal["nothing", "own", "mismatched"]: ...
+
+    @classmethod
+    def from_config(cls, config: Any) -> Preference:
+        """Built from a stage's config, whose attributes are the YAML keys."""
+        ...
+
+    def loss(self, scores: Scores, batch: Any) -> LossTerms:
+        """Unreduced loss of a micro-batch: one number per pair or answer."""
         ...
 
     def describe(self) -> str:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from trimtab.config.stages import MODELS, StageConfig
+from trimtab.config.stages import MODELS, STAGES, StageConfig
 from trimtab.config.training_arguments import TRAINING_ARGUMENTS
 
 State = Literal["acted on", "alias", "ignored", "refused", "removed"]
@@ -129,21 +129,6 @@ IGNORED: list[tuple[str, str, Any, str]] = [
     ("freeze_multi_modal_projector", "bool", True, _NO_MEDIA),
     ("compute_accuracy", "bool", False, "adds a metric there; what each stage measures is fixed here"),
     ("include_effective_tokens_per_second", "bool", False, "always logged"),
-    # preference losses: no stage of this version reads them
-    *(
-        (name, kind, default, "read by the stages dpo and kto, which this version does not have")
-        for name, kind, default in (
-            ("pref_beta", "float", 0.1),
-            ("pref_ftx", "float", 0.0),
-            ("pref_bco_weight", "float", 0.0),
-            ("pref_loss", "str", "sigmoid"),
-            ("dpo_label_smoothing", "float", 0.0),
-            ("kto_chosen_weight", "float", 1.0),
-            ("kto_rejected_weight", "float", 1.0),
-            ("simpo_gamma", "float", 0.5),
-            ("ld_alpha", "float", None),
-        )
-    ),
     ("ref_model_quantization_bit", "int", None, _only_with("ref_model")),
     ("length_penalty", "float", 1.0, "read by beam search only, and there is none"),
     # several processes
@@ -358,12 +343,8 @@ REMOVED = {
 SECRETS = {"hub_token", "om_hub_token", "swanlab_api_key", "swanlab_lark_secret", "swanlab_lark_webhook_url"}
 
 # Values of keys that are acted on, refused with more to say than "not in the list": (key, value) -> (why, instead).
-_LATER = "this version has the stages pt, sft, rm and ppo"
+_LATER = f"this version has the stages {', '.join(STAGES[:-1])} and {STAGES[-1]}"
 REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
-    **{
-        ("stage", name): (_LATER, "stage: ppo (after rm) learns from preferences")
-        for name in ("dpo", "kto", "orpo", "simpo")
-    },
     **{
         ("stage", name): (_LATER, "stage: ppo")
         for name in ("rloo", "grpo", "reinforce_plus_plus", "remax", "gspo", "dapo")
@@ -441,7 +422,7 @@ def _acted_on() -> dict[str, Key]:
                 continue
             rows[name] = Key(
                 name=name,
-                kind="pt | sft | rm | ppo" if name == "stage" else kind_of(field.annotation),
+                kind=" | ".join(STAGES) if name == "stage" else kind_of(field.annotation),
                 default=None if field.default is PydanticUndefined else _BASE.get(name, field).default,
                 state="acted on",
                 help=field.description or "",

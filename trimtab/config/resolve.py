@@ -15,7 +15,19 @@ from pydantic import TypeAdapter, ValidationError
 from trimtab.config import dialect
 from trimtab.config.dialect import Entry
 from trimtab.config.keys import KEYS, REFUSED_VALUES, SETTERS, Key, nullable
-from trimtab.config.stages import MODELS, STAGES, Integer, PpoConfig, Real, StageConfig, Text
+from trimtab.config.stages import (
+    MODELS,
+    PAIR_LOSSES,
+    STAGES,
+    DpoConfig,
+    Integer,
+    KtoConfig,
+    PpoConfig,
+    PreferenceConfig,
+    Real,
+    StageConfig,
+    Text,
+)
 from trimtab.errors import ConfigError
 from trimtab.registry import nearest
 
@@ -25,6 +37,13 @@ _TOGETHER = (
     {"gradient_checkpointing", "disable_gradient_checkpointing"},
     {"warmup_steps", "warmup_ratio"},
 )
+# Keys of stage dpo that only some of its losses read.
+_READ_BY = {
+    "dpo_label_smoothing": ("sigmoid", "robust", "exo"),
+    "pref_bco_weight": PAIR_LOSSES,
+    "ld_alpha": PAIR_LOSSES,
+    "pref_length_normalized": PAIR_LOSSES,
+}
 _KINDS: dict[str, TypeAdapter[Any]] = {
     "bool": TypeAdapter(bool | None),
     "int": TypeAdapter(Integer | None),
@@ -128,7 +147,7 @@ def _stage(given: dict[str, Entry], asked: str | None, problems: list[ConfigErro
             ConfigError(
                 f"there is no stage {name!r}" + (f"; did you mean {guess!r}?" if guess and not why else ""),
                 where=written.where if written else "",
-                why=why or "the stages are pt, sft, rm and ppo",
+                why=why or f"the stages are {', '.join(STAGES[:-1])} and {STAGES[-1]}",
                 remedy=instead or "set stage to one of them",
             )
         )
@@ -452,6 +471,26 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
             "the trained model would be written over it",
             "another folder",
         )
+    if isinstance(config, DpoConfig):
+        for key, losses in _READ_BY.items():
+            if config.pref_loss not in losses and getattr(config, key) not in (None, False, 0, 0.0):
+                wrong(
+                    key, f"{getattr(config, key)} with pref_loss {config.pref_loss}", "that loss does not read it, and it "
+                    "would be a setting silently lost", f"delete it, or set pref_loss to one of: {', '.join(losses)}",
+                )  # fmt: skip
+        if config.ld_alpha is not None and (config.pref_length_normalized or config.pref_loss == "ipo_avg"):
+            wrong(
+                "ld_alpha", "beside log-ratios per token", "each is a way to take the length out", "keep one of the two"
+            )
+    if isinstance(config, PreferenceConfig) and config.stage in ("orpo", "simpo"):
+        asked = config.given.get("pref_loss")
+        if asked not in (None, config.stage):
+            wrong(
+                "pref_loss", f"{asked} with stage {config.stage}", f"stage {config.stage} is that loss",
+                f"stage: dpo with pref_loss: {asked}, or delete pref_loss",
+            )  # fmt: skip
+    if isinstance(config, KtoConfig) and config.do_train and config.kto_chosen_weight + config.kto_rejected_weight == 0:
+        wrong("kto_chosen_weight", "0, and kto_rejected_weight too", "nothing would be learnt", "set one of them to 1")
     if isinstance(config, PpoConfig):
         if config.reward_model is None:
             missing("reward_model", "FOLDER (output_dir of a run with stage rm)", "stage ppo")
@@ -477,7 +516,7 @@ def _differences(config: StageConfig) -> list[str]:
     lines: list[str] = []
     if config.warmup_steps > 0 and config.warmup_ratio > 0:
         lines.append("warmup_steps acts, warmup_ratio does not: both are written")
-    if config.lora_dropout > 0 and config.stage in ("rm", "ppo") and config.do_train:
+    if config.lora_dropout > 0 and config.stage not in ("pt", "sft") and config.do_train:
         lines.append(
             f"lora_dropout: not applied in stage {config.stage}: rewards and probabilities are scored without it"
         )
@@ -485,6 +524,13 @@ def _differences(config: StageConfig) -> list[str]:
         lines.append("pure_bf16: products in bfloat16; adapters keep their float32 masters, which are small")
     if config.stage == "pt" and config.do_train:
         lines.append("pt: each text is a row of its own, in pieces of cutoff_len tokens; texts are not packed together")
+    if isinstance(config, DpoConfig):
+        if config.pref_loss == "ipo":
+            lines.append("pref_loss: ipo sums log-ratios over tokens, as its paper does; ipo_avg is the form per token")
+        if config.pref_loss != "simpo" and config.written("simpo_gamma"):
+            lines.append(f"simpo_gamma: not read by pref_loss {config.pref_loss}")
+        if config.pref_loss == "exo" and config.dpo_label_smoothing == 0:
+            lines.append("dpo_label_smoothing: 0.001 in pref_loss exo, where 0 would make the loss infinite")
     if isinstance(config, PpoConfig):
         filters = [k for k in ("do_sample", "top_k", "top_p", "repetition_penalty") if getattr(config, k) is not None]
         if filters:
@@ -492,8 +538,12 @@ def _differences(config: StageConfig) -> list[str]:
                 f"{', '.join(filters)}: applied in chat, predict and sampled evaluation; rollouts use the temperature "
                 f"alone ({config.rollout_temperature:g}), so that the KL to the reference is that of the policy itself"
             )
-        if config.ref_model or config.ref_model_adapters:
-            lines.append(f"reference: {', '.join(filter(None, (config.ref_model, *config.ref_model_adapters)))}")
-        else:
-            lines.append("reference: the policy at the start of this stage, adapters included")
+    refers = isinstance(config, PpoConfig | KtoConfig) or (
+        isinstance(config, DpoConfig) and config.pref_loss in PAIR_LOSSES
+    )
+    if refers and config.do_train:
+        named = (getattr(config, "ref_model", None), *getattr(config, "ref_model_adapters", ()))
+        lines.append(
+            f"reference: {', '.join(filter(None, named)) or 'the policy at the start of this stage, adapters included'}"
+        )
     return lines

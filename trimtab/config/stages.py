@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from trimtab.types import Sampling
 
-STAGES = ("pt", "sft", "rm", "ppo")
+STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo")
 TRAINING = STAGES
 EVERYWHERE = (*STAGES, "infer")
 
@@ -70,6 +70,7 @@ Integer = Annotated[int, Field(gt=-(2**31), lt=2**31), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 Unit = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
+BelowHalf = Annotated[float, Field(ge=0, lt=0.5), BeforeValidator(_number)]
 BelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 TopP = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
 TopK = Annotated[int, Field(ge=-1), BeforeValidator(_number)]
@@ -100,7 +101,7 @@ class StageConfig(BaseModel):
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
-    stage: Literal["pt", "sft", "rm", "ppo"] = key("Stage", "sft", "what to train: pt, sft, rm or ppo")
+    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo"] = key("Stage", "sft", "what to train")
     do_train: bool = key("Stage", False, "train; without it the file is for chat, predict and export")
     do_eval: bool = key("Stage", False, "evaluate the held-out rows, after training if there is any")
     do_predict: bool = key(
@@ -349,22 +350,98 @@ class StageConfig(BaseModel):
 class PtConfig(StageConfig):
     """Continued pre-training on plain text: every token is a label."""
 
-    stage: Literal["pt"] = key("Stage", "pt", "what to train: pt, sft, rm or ppo")
+    stage: Literal["pt"] = key("Stage", "pt", "what to train")
 
 
 class SftConfig(StageConfig):
     """Supervised fine-tuning."""
 
-    stage: Literal["sft"] = key("Stage", "sft", "what to train: pt, sft, rm or ppo")
+    stage: Literal["sft"] = key("Stage", "sft", "what to train")
 
 
 class RmConfig(StageConfig):
     """Reward model, Bradley-Terry on pairs."""
 
-    stage: Literal["rm"] = key("Stage", "rm", "what to train: pt, sft, rm or ppo")
+    stage: Literal["rm"] = key("Stage", "rm", "what to train")
 
     center_rewards_coef: NonNegative = key(
         "Reward model", 0.0, "weight of the squared sum of a pair's rewards in the loss", stages=("rm",)
+    )
+
+
+_PAIRS = ("dpo", "orpo", "simpo")
+_PREFERENCE = (*_PAIRS, "kto")
+PAIR_LOSSES = ("sigmoid", "robust", "hinge", "ipo", "ipo_avg", "kto_pair", "nca", "exo")
+"""Values of `pref_loss` that compare with a reference."""
+
+
+_REFERENCED = ("dpo", "kto", "ppo")
+_REF_MODEL = ("Reference", None, "reference model; null: the policy when the stage starts")
+_REF_ADAPTERS = ("Reference", (), "adapters on the reference model (on the base, without ref_model)")
+
+
+class PreferenceConfig(StageConfig):
+    """What the stages that learn from judged answers have in common."""
+
+    pref_beta: Positive = key(
+        "Preferences", 0.1, "weight of the KL to the reference; in orpo, of the odds ratio", stages=_PREFERENCE
+    )
+    pref_ftx: NonNegative = key(
+        "Preferences", 0.0, "weight of the chosen answer's NLL per token, added to the loss", stages=_PREFERENCE
+    )
+
+
+class DpoConfig(PreferenceConfig):
+    """Preference optimisation on pairs, with any of its losses."""
+
+    stage: Literal["dpo"] = key("Stage", "dpo", "what to train")
+
+    ref_model: Text | None = key(*_REF_MODEL, stages=_REFERENCED)
+    ref_model_adapters: Names = key(*_REF_ADAPTERS, stages=_REFERENCED)
+
+    pref_loss: Literal["sigmoid", "robust", "hinge", "ipo", "ipo_avg", "kto_pair", "orpo", "simpo", "nca", "exo"] = key(
+        "Preferences", "sigmoid", "the loss of stage dpo", stages=("dpo",)
+    )
+    dpo_label_smoothing: BelowHalf = key(
+        "Preferences", 0.0, "share of labels taken to be the wrong way round (sigmoid, robust, exo)", stages=("dpo",)
+    )
+    pref_bco_weight: NonNegative = key(
+        "Preferences", 0.0, "weight of the binary classifier's loss beside pref_loss", stages=("dpo",)
+    )
+    ld_alpha: Unit | None = key(
+        "Preferences", None, "weight of tokens beyond the shorter answer's length; null: 1", stages=("dpo",)
+    )
+    pref_length_normalized: bool = key("Preferences", False, "log-ratios per token instead of summed", stages=("dpo",))
+    simpo_gamma: NonNegative = key(
+        "Preferences", 0.5, "the lead that simpo asks of the chosen answer", stages=("dpo", "simpo")
+    )
+
+
+class KtoConfig(PreferenceConfig):
+    """Kahneman-Tversky optimisation on single answers with a label (kto_tag)."""
+
+    stage: Literal["kto"] = key("Stage", "kto", "what to train")
+
+    ref_model: Text | None = key(*_REF_MODEL, stages=_REFERENCED)
+    ref_model_adapters: Names = key(*_REF_ADAPTERS, stages=_REFERENCED)
+
+    kto_chosen_weight: NonNegative = key("Preferences", 1.0, "weight of wanted answers", stages=("kto",))
+    kto_rejected_weight: NonNegative = key("Preferences", 1.0, "weight of unwanted answers", stages=("kto",))
+
+
+class OrpoConfig(PreferenceConfig):
+    """Odds-ratio preference optimisation on pairs, without a reference."""
+
+    stage: Literal["orpo"] = key("Stage", "orpo", "what to train")
+
+
+class SimpoConfig(PreferenceConfig):
+    """Simple preference optimisation on pairs, without a reference."""
+
+    stage: Literal["simpo"] = key("Stage", "simpo", "what to train")
+
+    simpo_gamma: NonNegative = key(
+        "Preferences", 0.5, "the lead that simpo asks of the chosen answer", stages=("dpo", "simpo")
     )
 
 
@@ -378,7 +455,7 @@ _PPO = ("ppo",)
 class PpoConfig(StageConfig):
     """Proximal policy optimisation against a reward model."""
 
-    stage: Literal["ppo"] = key("Stage", "ppo", "what to train: pt, sft, rm or ppo")
+    stage: Literal["ppo"] = key("Stage", "ppo", "what to train")
 
     reward_model: Text | None = key(
         "PPO", None, "the reward model: an adapter's folder, a model's folder, or a server's URL", stages=_PPO
@@ -389,10 +466,8 @@ class PpoConfig(StageConfig):
     reward_model_adapters: Names = key("PPO", (), "adapters on a full reward model, stacked in this order", stages=_PPO)
     reward_timeout: Positive = key("PPO", 60.0, "seconds that a reward server has for an answer", stages=_PPO)
     reward_retries: Whole = key("PPO", 4, "how often a reward server that does not answer is asked again", stages=_PPO)
-    ref_model: Text | None = key("PPO", None, "reference model; null: the policy when the stage starts", stages=_PPO)
-    ref_model_adapters: Names = key(
-        "PPO", (), "adapters on the reference model (on the base, without ref_model)", stages=_PPO
-    )
+    ref_model: Text | None = key(*_REF_MODEL, stages=_REFERENCED)
+    ref_model_adapters: Names = key(*_REF_ADAPTERS, stages=_REFERENCED)
     ppo_epochs: Count = key("PPO", 4, "passes over each rollout batch", stages=_PPO)
     ppo_buffer_size: Count = key("PPO", 1, "optimizer batches per rollout batch", stages=_PPO)
     group_size: Count = key("PPO", 1, "answers per prompt", stages=_PPO)
@@ -462,6 +537,10 @@ MODELS: dict[str, type[StageConfig]] = {
     "pt": PtConfig,
     "sft": SftConfig,
     "rm": RmConfig,
+    "dpo": DpoConfig,
+    "kto": KtoConfig,
+    "orpo": OrpoConfig,
+    "simpo": SimpoConfig,
     "ppo": PpoConfig,
     "infer": InferConfig,
 }

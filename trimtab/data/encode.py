@@ -252,6 +252,31 @@ def fit_pair(
     return pair, whole - len(prompt)
 
 
+def fit_labelled(
+    example: Example, template: Template, tokenizer: Tokenizer, *, cutoff_len: int
+) -> tuple[TokenRow, int] | Dropped:
+    """A single answer with a label, ending at its end marker, and the number of prompt tokens that did not fit.
+
+    Like a pair, it is dropped when the answer would lose its end marker.
+    """
+    if example.label is None:
+        return Dropped(origin=example.origin, reason="no label (kto_tag)")
+    if example.response is None:
+        return Dropped(origin=example.origin, reason="no answer")
+    source = chunks(template.encode(tokenizer, example.prompt, add_generation_prompt=True))
+    answer = template.encode_answer(tokenizer, example.response.content, newline=False)
+    whole = len(join(source))
+    source_room, target_room = split_budget(whole, len(answer), cutoff_len)
+    if target_room < len(answer):
+        return Dropped(
+            origin=example.origin,
+            reason="an answer does not fit within cutoff_len",
+            detail=f"prompt {whole}, answer {len(answer)}, cutoff_len {cutoff_len} tokens",
+        )
+    prompt = keep_tail(source, source_room)
+    return scored_row(prompt, answer), whole - len(prompt)
+
+
 def encode_prompt(
     example: Example, template: Template, tokenizer: Tokenizer, *, index: int, cutoff_len: int
 ) -> Prompt | Dropped:

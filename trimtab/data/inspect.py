@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from trimtab.data.loader import StageData, load_data
+from trimtab.data.loader import PAIRED, StageData, load_data
 from trimtab.data.templates import Template
 from trimtab.data.tokenizer import Tokenizer
 from trimtab.types import Pair, Prompt, TokenRow
@@ -46,7 +46,7 @@ def summary(data: StageData[Any]) -> Summary:
     """The figures of loaded data."""
     report = data.report
     tokens = sum(report.lengths)
-    if data.stage == "rm":  # a pair's length is its longer row; what is scored lies in both
+    if data.stage in PAIRED:  # a pair's length is its longer row; what is scored lies in both
         rows = [row for pair in (*data.train, *data.eval) for row in (pair.chosen, pair.rejected)]
         tokens = sum(len(row.token_ids) for row in rows)
     return Summary(

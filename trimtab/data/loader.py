@@ -24,6 +24,9 @@ from trimtab.types import Example, Pair, Prompt, TokenRow
 RowT = TypeVar("RowT", TokenRow, Pair, Prompt)
 Config = Any  # any object with the attributes that users know as keys; see trimtab/config
 
+PAIRED = ("rm", "dpo", "orpo", "simpo")
+"""Stages whose rows are pairs of answers."""
+
 LONG = 2000  # rows from which encoding may take more than a moment
 
 __all__ = ["Report", "SetReport", "StageData", "batches", "epoch_order", "load_data"]
@@ -98,7 +101,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageData(Generic[RowT]):
-    """The rows of a stage: token rows for pt and sft, pairs for rm, prompts for ppo.
+    """The rows of a stage: token rows for pt, sft and kto, pairs for rm and its like, prompts for ppo.
 
     Attributes:
         train_examples, eval_examples: the example of each row, in the same order.
@@ -210,12 +213,20 @@ def _sets(config: Config, names: list[str], seed: int, tally: _Tally) -> dict[st
 
 def _examples(spec: info.DatasetSpec, config: Config, seed: int, tally: _Tally) -> list[Example]:
     """The examples of one set, after num_samples and max_samples; what cannot be read goes to the tally."""
-    if config.stage == "rm" and not spec.layout.ranking:
+    if config.stage in PAIRED and not spec.layout.ranking:
+        what = "train a reward model" if config.stage == "rm" else f"serve stage {config.stage}"
         raise DataError(
-            f"data set {spec.name!r} cannot train a reward model: it is not a set of preferences",
+            f"data set {spec.name!r} cannot {what}: it is not a set of preferences",
             where=spec.where,
-            why='a reward model learns from chosen and rejected answers, and the entry does not say "ranking": true',
+            why='the stage learns from chosen and rejected answers, and the entry does not say "ranking": true',
             remedy='if its rows have both, add "ranking": true to its entry; else name another set',
+        )
+    if config.stage == "kto" and spec.layout.ranking:
+        raise DataError(
+            f"data set {spec.name!r} cannot serve stage kto: its rows are pairs",
+            where=spec.where,
+            why="the stage learns from single answers, each with a label (kto_tag) that says if it was wanted",
+            remedy="use stage dpo, or a set with a kto_tag column",
         )
     if spec.note:
         tally.notes.append(spec.note)
@@ -317,7 +328,9 @@ def _fit(
             mask_history=config.mask_history,
             train_on_prompt=config.train_on_prompt,
         )
-    if config.stage == "rm":
+    if config.stage == "kto":
+        return encode.fit_labelled(example, template, tokenizer, cutoff_len=config.cutoff_len)
+    if config.stage in PAIRED:
         return encode.fit_pair(example, template, tokenizer, cutoff_len=config.cutoff_len)
     prompt = encode.encode_prompt(example, template, tokenizer, index=0, cutoff_len=config.cutoff_len)
     if isinstance(prompt, Dropped):

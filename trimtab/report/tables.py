@@ -56,7 +56,10 @@ TRAINING: dict[str, Measure] = {
     "explained_variance": Measure(label="explained variance", better="more"),
     "value_loss": Measure(label="value loss", better="less"),
 }
-_STAGE_NAMES = {"pt": "PT", "sft": "SFT", "rm": "RM", "ppo": "PPO"}
+_STAGE_NAMES = {
+    **{stage: stage.upper() for stage in ("pt", "sft", "rm", "ppo", "dpo", "kto", "orpo")},
+    "simpo": "SimPO",
+}
 _NOT_KNOWN = "-"
 
 

@@ -157,7 +157,7 @@ def assemble(config: StageConfig) -> Session:
     defined = define_roles(config, roles, parts)
     record = defined.record
     shared, why = choose_layout(roles.model, "auto")
-    if config.stage in ("rm", "ppo"):
+    if config.stage not in ("pt", "sft"):
         say(f"layout {shared}: {why}")
     if config.gradient_checkpointing:
         checkpoint_layers(roles)

@@ -32,6 +32,8 @@ class Sums:
         self.loss += float(loss.detach())
         for name, array in terms.means.items():
             real = mask if array.ndim == mask.ndim else mask.any(-1)
+            if name in terms.among:
+                real = real & terms.among[name]
             total, count = self.means.get(name, (0.0, 0.0))
             self.means[name] = (total + float(array.detach()[real].sum()), count + float(real.sum()))
         for name, array in terms.maxima.items():
@@ -40,8 +42,8 @@ class Sums:
                 self.maxima[name] = max(self.maxima.get(name, -float("inf")), float(array.detach()[real].max()))
 
     def figures(self) -> dict[str, float]:
-        """Means and maxima as plain numbers."""
-        return {name: total / max(count, 1.0) for name, (total, count) in self.means.items()} | self.maxima
+        """Means and maxima as plain numbers; a mean that concerns none of the entries is left out."""
+        return {name: total / count for name, (total, count) in self.means.items() if count} | self.maxima
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,21 +67,23 @@ def backward_tokens(
     lm_head: bool = True,
     value_head: bool = False,
     coefficient: float = 1.0,
+    unit: int = 1,
     names: Sequence[str] = (),
 ) -> Sums:
     """Add the gradient of `coefficient * sum(weights * loss)` to the role's parameters.
 
     Args:
-        rows: the whole optimizer batch; weights `[b t]` over it.
+        rows: the whole optimizer batch; weights `[b t]` over it, or `[b / unit]` for a loss on whole answers.
         loss: unreduced loss of some rows (their scores padded to t, their numbers).
-        names: what to call each row when its loss is not finite.
+        unit: rows that one entry of a loss on whole answers is made of (2 for pairs): consecutive, never separated.
+        names: what to call each row (each entry) when its loss is not finite.
 
     Raises:
         NumericsError: a loss that is not finite; no optimizer step has been taken.
     """
     sums = Sums()
-    width = weights.shape[1]
-    for chunk in plan(rows, how.budget, layout=how.layout):
+    width = weights.shape[1] if weights.ndim == 2 else max(len(row.scored) for row in rows)
+    for chunk in plan(rows, how.budget, layout=how.layout, unit=unit):
         with roles.enter(role, dropout=how.dropout) as spec:
             scores = score_tokens(
                 roles.model,
@@ -91,9 +95,12 @@ def backward_tokens(
                 width=width,
             )
             terms = loss(scores, chunk)
-            total = _total(terms.loss, weights[chunk], scores.mask, chunk, names)
+            entries, mask = chunk, scores.mask
+            if weights.ndim == 1:
+                entries, mask = [i // unit for i in chunk[::unit]], mask.any(-1).view(-1, unit).all(-1)
+            total = _total(terms.loss, weights[entries], mask, entries, names)
             torch.autograd.backward(coefficient * total)
-        sums.add(terms, scores.mask, total)
+        sums.add(terms, mask, total)
     return sums
 
 
