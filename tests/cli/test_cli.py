@@ -30,7 +30,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["trian", "x.yaml"], "Did you mean 'train'"),
         (["train", "missing.yaml"], "missing.yaml"),
         (["config", str(ARTICLE / "sft.yaml"), "lerning_rate=1"], "learning_rate"),
-        (["config", str(ARTICLE / "sft.yaml"), "stage=dpo"], "dpo"),
+        (["config", str(ARTICLE / "sft.yaml"), "stage=dpoo"], "dpoo"),
         (["train", str(ARTICLE / "predict.yaml")], "do_train"),
     ],
 )
