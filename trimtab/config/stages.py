@@ -143,6 +143,12 @@ class StageConfig(BaseModel):
         "LoRA", lambda d: 2 * d["lora_rank"], "scale numerator; null: twice the rank", stages=TRAINING
     )
     use_rslora: bool = key("LoRA", False, "scale by alpha over the root of the rank", stages=TRAINING)
+    use_dora: bool = key(
+        "LoRA", False, "DoRA: train the lengths of the weight's rows beside their direction", stages=TRAINING
+    )
+    additional_target: Names = key(
+        "LoRA", (), "layers trained whole beside the adapter (embed_tokens, lm_head, norm)", stages=TRAINING
+    )
     lora_dropout: BelowOne = key("LoRA", 0.0, "dropout before the adapters", stages=("pt", "sft"))
     lora_target: Names = key(
         "LoRA", ("all",), "names of linear layers that get adapters; all: every one", stages=TRAINING

@@ -211,7 +211,8 @@ class ForwardGenerator:
 
     def _logits(self, state: Tensor) -> Tensor:
         model = self.roles.of(self.role)
-        return torch.nn.functional.linear(state, head_weight(model), head_bias(model))
+        with self._as_role():  # the role may have an output head of its own
+            return torch.nn.functional.linear(state, head_weight(model), head_bias(model))
 
     def _seen(self, rows: list[_Row], device: torch.device) -> Tensor:
         seen = torch.zeros(len(rows), head_weight(self.roles.of(self.role)).shape[0], dtype=torch.bool, device=device)

@@ -26,6 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab.errors import AdapterError
+from trimtab.models.copies import Copy, copied, endings, wrap
+from trimtab.models.dora import directed
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -41,10 +43,11 @@ class Switch:
 
 
 class Adapter(nn.Module):
-    """One low-rank product s B A."""
+    """One low-rank product s B A; with DoRA also the trained lengths of the weight's rows."""
 
-    def __init__(self, a: Tensor, b: Tensor, scale: float, *, trainable: bool) -> None:
+    def __init__(self, a: Tensor, b: Tensor, scale: float, *, trainable: bool, magnitude: Tensor | None = None) -> None:
         super().__init__()
+        self.magnitude = None if magnitude is None else nn.Parameter(magnitude.float(), requires_grad=trainable)
         self.a = nn.Parameter(a.float(), requires_grad=trainable)
         self.b = nn.Parameter(b.float(), requires_grad=trainable)
         self.scale = scale
@@ -73,6 +76,12 @@ class LoraLinear(nn.Module):
             adapter = self.adapters[name]
             learns = adapter.a.requires_grad  # a frozen adapter under the trained one is part of the base
             side = F.dropout(x, self.switch.dropout) if self.switch.dropout and learns else x
+            if adapter.magnitude is not None:
+                y = directed(
+                    y, side, self.weight, self.bias, adapter.a, adapter.b, adapter.scale, adapter.magnitude,
+                    dropped=side is not x,
+                )  # fmt: skip
+                continue
             low = F.linear(side, adapter.a.to(x.dtype)).flatten(0, -2)
             # addmm adds the second product in the same pass over y: one read and write of [tokens, out] instead of three
             y = torch.addmm(y.flatten(0, -2), low, adapter.b.to(x.dtype).t(), alpha=adapter.scale).view_as(y)
@@ -89,8 +98,8 @@ def inject(model: nn.Module, targets: Iterable[str], switch: Switch) -> dict[str
         AdapterError: a target that names no linear layer of this model.
     """
     wanted = list(targets)
-    head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | LoraLinear) and m is not head}
+    apart = {id(_output_head(model)), *(id(module.base) for module in copied(model).values())}
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | LoraLinear) and id(m) not in apart}
     if wanted == ["all"]:
         chosen = linear
     else:
@@ -110,13 +119,25 @@ def inject(model: nn.Module, targets: Iterable[str], switch: Switch) -> dict[str
     return layers(model)
 
 
+def _output_head(model: nn.Module) -> nn.Module | None:
+    return cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
 def layers(model: nn.Module) -> dict[str, LoraLinear]:
     """Every LoRA layer of the model by module path."""
     return {path: module for path, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def new_adapter(
-    model: nn.Module, name: str, *, paths: Iterable[str], rank: int, alpha: float, rslora: bool, seed: int
+    model: nn.Module,
+    name: str,
+    *,
+    paths: Iterable[str],
+    rank: int,
+    alpha: float,
+    rslora: bool,
+    seed: int,
+    dora: bool = False,
 ) -> None:
     """Add a trainable adapter that changes nothing yet: A Kaiming-uniform (a = sqrt 5, as peft and the authors), B zero."""
     found = layers(model)
@@ -135,7 +156,8 @@ def new_adapter(
         bound = math.sqrt(1.0 / layer.in_features)
         a = (torch.rand(rank, layer.in_features, generator=generator) * 2 - 1) * bound
         scale = alpha / math.sqrt(rank) if rslora else alpha / rank
-        adapter = Adapter(a, torch.zeros(layer.out_features, rank), scale, trainable=True)
+        lengths = torch.linalg.vector_norm(layer.weight.detach().float(), dim=1) if dora else None
+        adapter = Adapter(a, torch.zeros(layer.out_features, rank), scale, trainable=True, magnitude=lengths)
         layer.adapters[name] = adapter.to(layer.weight.device)
 
 
@@ -144,18 +166,36 @@ def copy_adapter(model: nn.Module, source: str, name: str, *, trainable: bool) -
     for layer in layers(model).values():
         if source in layer.adapters:
             old = layer.adapters[source]
-            copied = Adapter(old.a.detach().clone(), old.b.detach().clone(), old.scale, trainable=trainable)
-            layer.adapters[name] = copied.to(layer.weight.device)
+            lengths = None if old.magnitude is None else old.magnitude.detach().clone()
+            twin = Adapter(
+                old.a.detach().clone(), old.b.detach().clone(), old.scale, trainable=trainable, magnitude=lengths
+            )
+            layer.adapters[name] = twin.to(layer.weight.device)
+    for module in copied(model).values():
+        if source in module.copies:
+            module.copies[name] = Copy(dict(module.copies[source].named_parameters()), trainable=trainable)
 
 
 def parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by `path.lora_A` / `path.lora_B`, in the model's order."""
+    """The adapter's parameters by `path.lora_A`, `path.lora_B` (`path.lora_magnitude`), in the model's order, then whole copies."""
     found: dict[str, nn.Parameter] = {}
     for path, layer in layers(model).items():
         if name in layer.adapters:
             found[f"{path}.lora_A"] = layer.adapters[name].a
             found[f"{path}.lora_B"] = layer.adapters[name].b
+            if (lengths := layer.adapters[name].magnitude) is not None:
+                found[f"{path}.lora_magnitude"] = lengths
+    for path, module in copied(model).items():
+        if name in module.copies:
+            found |= {f"{path}.{key}": p for key, p in module.copies[name].named_parameters()}
     return found
+
+
+def is_dora(model: nn.Module, name: str) -> bool:
+    """Does the adapter scale rows, so that it cannot be stacked?"""
+    return any(
+        name in layer.adapters and layer.adapters[name].magnitude is not None for layer in layers(model).values()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -172,18 +212,29 @@ def load_adapter(
     settings = read_config(folder)
     weights = _read_weights(folder)
     pairs: dict[str, dict[str, Tensor]] = {}
+    lengths: dict[str, Tensor] = {}
+    whole: dict[str, dict[str, Tensor]] = {}
+    saved = settings.get("modules_to_save") or []
     for key, value in weights.items():
+        path, _, last = key.removeprefix(_PREFIX).rpartition(".")
+        if ".lora_" not in key and any(path.endswith(part) for part in saved):
+            whole.setdefault(path, {})[last] = value
+            continue
+        found = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?", key)
+        if found is not None:
+            lengths[found[1]] = value
+            continue
         match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.weight", key)
         if match is None:
             raise AdapterError(
                 f"this adapter holds weights that are not a LoRA matrix: {key!r}",
                 where=str(folder / WEIGHTS),
-                why="only A and B of linear layers are read (no DoRA magnitudes, embeddings or fully saved modules)",
+                why="only A and B of linear layers, DoRA's magnitudes and modules_to_save are read",
                 remedy="train the adapter with plain LoRA on linear layers, or merge it into the base with peft first",
             )
         pairs.setdefault(match[1], {})[match[2]] = value
     modules = dict(model.named_modules())
-    head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = _output_head(model)
     for path, pair in pairs.items():
         base = modules.get(path)
         if base is not None and base is head:
@@ -200,12 +251,33 @@ def load_adapter(
         if pair["A"].shape[1] != base.in_features or pair["B"].shape[0] != base.out_features:
             have = f"{pair['B'].shape[0]} x {pair['A'].shape[1]}"
             raise _misfit(folder, f"{path!r} is {base.out_features} x {base.in_features} in the base and {have} in it")
-    found = inject(model, list(pairs), switch)
+    if settings.get("use_dora") and (bare := sorted(pairs.keys() - lengths.keys())):
+        raise _misfit(folder, f"it is DoRA, and the magnitudes of {bare[0]!r} are missing")
+    if lost := [part for part in saved if not any(path.endswith(part) for path in whole)]:
+        raise _misfit(folder, f"modules_to_save names {lost[0]!r}, which its weights do not hold")
+    places = inject(model, list(pairs), switch)
     for path, pair in pairs.items():
         scale = _scale(settings, path, pair["A"].shape[0])
-        adapter = Adapter(pair["A"], pair["B"], scale, trainable=trainable)
-        found[path].adapters[name] = adapter.to(found[path].weight.device)
+        adapter = Adapter(pair["A"], pair["B"], scale, trainable=trainable, magnitude=lengths.get(path))
+        places[path].adapters[name] = adapter.to(places[path].weight.device)
+    for path, tensors in whole.items():
+        _add_whole(model, name, folder, path, tensors, switch, trainable=trainable)
     return settings
+
+
+def _add_whole(
+    model: nn.Module, name: str, folder: Path, path: str, tensors: dict[str, Tensor], switch: Switch, *, trainable: bool
+) -> None:
+    """A module that was trained whole beside the adapter, checked against the base's."""
+    modules = dict(model.named_modules())
+    if path not in modules:
+        raise _misfit(folder, f"it holds a whole {path!r}, which the base model has not")
+    module = wrap(model, [path], switch)[path]
+    for key, parameter in module.base.named_parameters():
+        if key not in tensors or tensors[key].shape != parameter.shape:
+            have = tuple(tensors[key].shape) if key in tensors else "missing"
+            raise _misfit(folder, f"{path}.{key} is {tuple(parameter.shape)} in the base and {have} in it")
+    module.copies[name] = Copy(tensors, trainable=trainable).to(next(module.base.parameters()).device)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -223,11 +295,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise AdapterError(f"{CONFIG} is not JSON: {error}", where=str(path), remedy="save the adapter again") from None
     kind = settings.get("peft_type", "LORA")
-    refused = [
-        key
-        for key in ("use_dora", "modules_to_save", "trainable_token_indices", "layer_replication", "use_qalora")
-        if settings.get(key)
-    ]
+    refused = [key for key in ("trainable_token_indices", "layer_replication", "use_qalora") if settings.get(key)]
     if settings.get("bias", "none") != "none":
         refused.append("bias")
     if kind != "LORA" or refused:
@@ -321,6 +389,8 @@ def adapter_state(model: nn.Module, names: Iterable[str]) -> tuple[dict[str, Ten
         scales.add(parts[0].scale if single else 1.0)
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = a.cpu().contiguous().clone()
         tensors[f"{_PREFIX}{path}.lora_B.weight"] = b.cpu().contiguous().clone()
+        if parts[0].magnitude is not None:
+            tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = parts[0].magnitude.detach().cpu().clone()
     if not ranks:
         raise AdapterError(f"no adapter called {' + '.join(stack)} is loaded")
     rank = max(ranks.values())
@@ -339,7 +409,17 @@ def save_adapter(model: nn.Module, names: Iterable[str], folder: Path, *, base: 
         names: adapters whose products add, in order; one is saved as it is.
         base: `base_model_name_or_path` of the adapter_config.
     """
-    tensors, rank, alpha, odd = adapter_state(model, names)
+    stack = list(names)
+    tensors, rank, alpha, odd = adapter_state(model, stack)
+    targets = sorted(_targets(key for key in tensors if ".lora_A." in key))
+    whole: set[str] = set()
+    for path, module in copied(model).items():
+        for name in reversed(stack):
+            if name in module.copies:
+                whole.add(path)
+                for key, value in module.copies[name].named_parameters():
+                    tensors[f"{_PREFIX}{path}.{key}"] = value.detach().cpu().clone()
+                break
     scale = alpha / rank
     settings = {
         "peft_type": "LORA",
@@ -349,15 +429,15 @@ def save_adapter(model: nn.Module, names: Iterable[str], folder: Path, *, base: 
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "rank_pattern": odd,
         "alpha_pattern": {path: scale * r for path, r in odd.items()},
-        "target_modules": sorted(_targets(key for key in tensors)),
+        "target_modules": targets,
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": any(key.endswith("lora_magnitude_vector") for key in tensors),
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
-        "modules_to_save": None,
+        "modules_to_save": endings(model, whole) or None,
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

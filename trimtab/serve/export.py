@@ -21,6 +21,7 @@ from trimtab.data.templates.slots import SlotTemplate
 from trimtab.data.templates.template import Template
 from trimtab.errors import ConfigError, RunError, TemplateError
 from trimtab.models import lora
+from trimtab.models.copies import copied
 from trimtab.models.heads import save_head
 from trimtab.models.load import resolve_model
 from trimtab.models.packaged import quiet_unless_watched
@@ -111,6 +112,9 @@ def merge(model: nn.Module, adapters: tuple[str, ...], dtype: torch.dtype) -> fl
             if name in layer.adapters:
                 adapter: Any = layer.adapters[name]
                 change += adapter.scale * (adapter.b @ adapter.a)
+                if adapter.magnitude is not None:
+                    turned = before + change
+                    change = adapter.magnitude[:, None] * turned / turned.norm(dim=1, keepdim=True) - before
         after = (before + change).to(dtype)
         along += float(((after.float() - before).double() * change).sum())
         size += float((change.double() ** 2).sum())
@@ -118,6 +122,18 @@ def merge(model: nn.Module, adapters: tuple[str, ...], dtype: torch.dtype) -> fl
         plain.weight, plain.bias = nn.Parameter(after, requires_grad=False), layer.bias
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, plain)
+    whole: Any = model
+    apart = copied(model)
+    for path, module in apart.items():
+        own = module.base
+        for name in adapters:
+            if name in module.copies:
+                for key, value in module.copies[name].named_parameters():
+                    setattr(own, key, nn.Parameter(value.detach().to(dtype), requires_grad=False))
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, own)
+    if apart and whole.get_output_embeddings().weight is not whole.get_input_embeddings().weight:
+        whole.config.tie_word_embeddings = False  # one of the two was trained alone
     model.to(dtype)
     return along / size if size else 1.0
 

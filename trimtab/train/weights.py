@@ -24,6 +24,7 @@ from trimtab.data.templates import Template
 from trimtab.data.tokenizer import load_tokenizer
 from trimtab.errors import AdapterError, ConfigError, ModelError
 from trimtab.models import lora
+from trimtab.models.copies import add_copies
 from trimtab.models.heads import WEIGHTS as HEAD_WEIGHTS
 from trimtab.models.heads import HeadRecord, ValueHead, load_head
 from trimtab.models.load import base_fingerprint, load_base, resolve_model, same_base
@@ -68,7 +69,19 @@ def stack_adapters(
         _check_base(Path(path), fingerprint)
         lora.load_adapter(model or roles.model, name, Path(path), roles.switch)
         names.append(name)
+        if len(paths) > 1 and lora.is_dora(model or roles.model, name):
+            raise _unstackable(f"the adapter {path!r}", path)
     return tuple(names)
+
+
+def _unstackable(what: str, where: str) -> AdapterError:
+    return AdapterError(
+        f"{what} is a DoRA adapter, which cannot be stacked with others",
+        where=where,
+        why="it scales the rows of the weight that it was trained on, and products of other adapters add to that weight",
+        remedy="merge the adapters below it into the base (trimtab export with an export_dir), and name that folder in "
+        "model_name_or_path",
+    )
 
 
 def contained(folder: Path) -> list[str]:
@@ -182,8 +195,14 @@ def _start_lora(config: Any, roles: Roles, fingerprint: dict[str, Any]) -> Start
     if stack and not config.create_new_adapter:
         *below, start = stack
         lora.copy_adapter(model, start, "trained", trainable=True)
+        add_copies(model, "trained", config.additional_target, roles.switch, below=stack)
         return Start(policy=(*below, "trained"), reference=stack, frozen=model)
+    if config.use_dora and stack:
+        raise _unstackable("the new adapter", config.origin("use_dora"))
+    if stack and lora.is_dora(model, stack[0]):
+        raise _unstackable(f"{config.adapter_name_or_path[0]!r}", config.origin("create_new_adapter"))
     _new_adapter(config, roles, model, "trained")
+    add_copies(model, "trained", config.additional_target, roles.switch, below=stack)
     return Start(policy=(*stack, "trained"), reference=stack, frozen=model)
 
 
@@ -218,6 +237,7 @@ def _new_adapter(config: Any, roles: Roles, model: Any, name: str) -> None:
         alpha=config.lora_alpha,
         rslora=config.use_rslora,
         seed=config.seed,
+        dora=config.use_dora,
     )
 
 
