@@ -7,8 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from trimtab.errors import ConfigError
 from trimtab.models import lora
+from trimtab.models.attention import Tree
 from trimtab.models.forward import Layout, choose_layout, pack, plan, score_rows, score_tokens, trees
 from trimtab.models.heads import ValueHead
 from trimtab.models.roles import Roles
@@ -19,6 +22,7 @@ pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
 PROMPT = (20, 31, 42, 53)
+LAYOUTS: tuple[Layout, ...] = ("padded", "packed", "shared")
 
 
 def row(prompt: tuple[int, ...], *answer: int) -> TokenRow:
@@ -45,11 +49,12 @@ def adapted(family: Family) -> Roles:
     for parameter in lora.parameters(model, "x").values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
     roles.define("x", "x", head=ValueHead(64, seed=2))
+    assert choose_layout([model])[0] == "shared"
     return roles
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layout", ["padded", "shared"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_every_number_is_that_of_the_row_alone_in_plain_transformers(
     family: Family, layout: Layout, temperature: float
@@ -100,7 +105,7 @@ def summed(roles: Roles, layout: Layout, chunks: list[list[int]]) -> tuple[float
 def test_layouts_and_micro_batches_have_one_loss_and_one_gradient(family: Family) -> None:
     roles = adapted(family)
     loss, gradient = summed(roles, "padded", [[i] for i in range(len(ROWS))])
-    for layout in ("padded", "shared"):
+    for layout in LAYOUTS:
         for budget in (1, 12, 20, 10_000):
             other_loss, other = summed(roles, layout, plan(ROWS, budget, layout=layout))
             assert other_loss == pytest.approx(loss, rel=1e-5)
@@ -110,32 +115,35 @@ def test_layouts_and_micro_batches_have_one_loss_and_one_gradient(family: Family
                 torch.testing.assert_close(other[name], gradient[name], atol=1e-5 * scale, rtol=1e-5, msg=name)
 
 
-def test_a_tree_is_one_sequence_with_its_prompt_once() -> None:
+def test_a_tree_is_a_prompt_once_and_its_answers_after_it() -> None:
     packed = pack([ROWS[0], ROWS[1], ROWS[2]], "shared", CPU)
-    assert packed.ids.tolist() == [[20, 31, 42, 53, 64, 75, 86, 64, 3], [9, 8, 17, 0, 0, 0, 0, 0, 0]]
-    assert packed.positions[0].tolist() == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        4,
-        5,
-    ]  # the second answer starts after the prompt again
-    assert packed.places == [(0, [0, 1, 2, 3, 4, 5, 6]), (1, [0, 1, 2]), (0, [0, 1, 2, 3, 7, 8])]
-    assert packed.mask is not None
-    # the second answer's last token sees the prompt and its own answer, not the first one's
-    assert packed.mask[0, 0, 8].int().tolist() == [1, 1, 1, 1, 0, 0, 0, 1, 1]
-    assert packed.mask[0, 0, 6].int().tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0]
+    assert packed.ids.tolist() == [[20, 31, 42, 53, 64, 75, 86, 64, 3, 9, 8, 17]]
+    # the second answer goes on from the prompt's positions, the next row starts from 0
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 1, 2]]
+    assert packed.places == [(0, [0, 1, 2, 3, 4, 5, 6]), (0, [9, 10, 11]), (0, [0, 1, 2, 3, 7, 8])]
+    assert packed.trees is not None
+    assert packed.trees.trees == (Tree((0, 4), ((4, 7), (7, 9))), Tree((9, 9), ((9, 12),)))
 
 
-def test_rows_alone_need_no_mask_and_no_new_positions() -> None:
+def test_packed_rows_have_no_padding_and_share_nothing() -> None:
+    packed = pack([ROWS[0], ROWS[2]], "packed", CPU)
+    assert packed.ids.tolist() == [[20, 31, 42, 53, 64, 75, 86, 20, 31, 42, 53, 64, 3]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5]]
+    assert packed.trees is not None
+    assert packed.trees.trees == (Tree((0, 0), ((0, 7),)), Tree((7, 7), ((7, 13),)))
+
+
+def test_padded_rows_need_no_trees_and_no_new_positions() -> None:
     packed = pack(ROWS, "padded", CPU)
-    assert packed.mask is None
+    assert packed.trees is None
     # a position that starts again would be taken for a second packed sequence, and a mask built for it
     assert packed.positions.tolist() == [list(range(9))] * len(ROWS)
+
+
+def test_packed_rows_are_refused_by_a_model_that_would_mix_them() -> None:
+    model = tiny_model("qwen2")
+    with pytest.raises(RuntimeError, match="choose_layout"):
+        score_tokens(model, ROWS, layout="packed")
 
 
 @st.composite
@@ -150,7 +158,7 @@ def batches(draw: st.DrawFn, unit: int) -> list[TokenRow]:
 
 @pytest.mark.property
 @pytest.mark.parametrize("unit", [1, 2])
-@pytest.mark.parametrize("layout", ["padded", "shared"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @given(data=st.data(), budget=st.integers(1, 200))
 def test_a_plan_covers_every_row_once_and_keeps_to_its_budget(
     unit: int, layout: Layout, data: st.DataObject, budget: int
@@ -170,8 +178,9 @@ def test_a_plan_by_hand() -> None:
     rows = [row((1, 2, 3), 4, 5), row((9,), 8), row((1, 2, 3), 4, 6, 7), row((9, 9), 8)]
     assert plan(rows, 12) == [[2, 0], [3, 1]]  # 6 x 2, then 3 x 2; 6 x 3 would be 18
     # together the two answers to (1, 2, 3) are 3 + 2 + 3 = 8 tokens
-    assert plan(rows, 12, layout="shared") == [[0, 2], [3, 1]]
+    assert plan(rows, 12, layout="shared") == [[0, 2, 3], [1]]  # 8 + 3, then 2
     assert plan(rows, 24, layout="shared") == [[0, 2, 3, 1]]
+    assert plan(rows, 12, layout="packed") == [[2, 0], [3, 1]]  # 6 + 5, then 3 + 2
     assert plan(rows, 1) == [[2], [0], [3], [1]]
     assert trees(rows, "shared") == [[0, 2], [1], [3]]
 
@@ -184,33 +193,43 @@ def test_a_data_set_of_one_prompt_is_still_cut() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_these_models_share_prompts(family: Family) -> None:
-    assert choose_layout(tiny_model(family), "auto")[0] == "shared"
-    assert choose_layout(tiny_model(family), "padded") == ("padded", "as the file says")
+    model = tiny_model(family)
+    assert choose_layout([model], "auto")[0] == "shared"
+    assert choose_layout([model], "packed")[0] == "packed"
+    assert choose_layout([model], "padded") == ("padded", "as the file says")
 
 
-def test_a_model_that_is_not_plain_causal_softmax_is_padded() -> None:
-    model = tiny_model("qwen2")
-    attention = model.model.layers[1].self_attn
-
-    def look_at_the_last_columns_only(module: object, args: object, kwargs: dict[str, Tensor]) -> tuple[object, object]:
-        mask = kwargs["attention_mask"]
-        if mask is not None:
-            n = mask.shape[-1]
-            near = torch.ones(n, n, dtype=torch.bool).tril() & torch.ones(n, n, dtype=torch.bool).triu(-2)
-            kwargs["attention_mask"] = mask & near
-        return args, kwargs
-
-    attention.register_forward_pre_hook(look_at_the_last_columns_only, with_kwargs=True)
-    layout, why = choose_layout(model, "auto")
-    assert layout == "padded"
-    assert "not plain causal softmax" in why
-
-
-def test_sliding_windows_are_padded() -> None:
-    """A window of 4096 cannot be seen on a dozen tokens: the model's config says it."""
-    model = tiny_model("qwen2")
-    model.config.layer_types = ["full_attention", "sliding_attention"]
-    model.config.sliding_window = 4096
-    layout, why = choose_layout(model, "auto")
+def test_one_model_of_a_run_that_cannot_be_packed_pads_all() -> None:
+    odd = tiny_model("qwen2")
+    odd.config.layer_types = ["full_attention", "sliding_attention"]
+    odd.config.sliding_window = 4096  # cannot be seen on a dozen tokens: the model's config says it
+    layout, why = choose_layout([tiny_model("qwen2"), odd])
     assert layout == "padded"
     assert "sliding" in why
+
+
+def blind_to_trees(model: PreTrainedModel) -> PreTrainedModel:
+    """One layer that never learns which rows are packed: it sees all earlier columns."""
+
+    def drop(module: object, args: object, keys: dict[str, object]) -> tuple[object, object]:
+        if keys.pop("trees", None) is not None:
+            keys["attention_mask"] = None
+        return args, keys
+
+    model.model.layers[1].self_attn.register_forward_pre_hook(drop, with_kwargs=True)
+    return model
+
+
+def test_a_model_that_mixes_packed_rows_is_padded() -> None:
+    model = blind_to_trees(tiny_model("qwen2"))
+    layout, why = choose_layout([model])
+    assert layout == "padded"
+    assert "not plain causal softmax" in why
+    # and is left as it was
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_layout_that_would_change_results_is_refused() -> None:
+    with pytest.raises(ConfigError, match="layout: packed would change the results") as caught:
+        choose_layout([blind_to_trees(tiny_model("qwen2"))], "packed")
+    assert "layout: padded" in str(caught.value)

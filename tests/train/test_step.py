@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trimtab.errors import NumericsError
 from trimtab.models import lora
+from trimtab.models.forward import choose_layout
 from trimtab.models.heads import ValueHead
 from trimtab.models.roles import Roles
 from trimtab.models.tiny import tiny_model
@@ -36,6 +37,7 @@ def trained() -> Roles:
     for parameter in lora.parameters(model, "x").values():
         parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     roles.define("x", "x", head=ValueHead(64, seed=2))
+    choose_layout([model])
     return roles
 
 
@@ -75,7 +77,7 @@ def test_token_losses_and_gradients_do_not_depend_on_the_cut() -> None:
     gradient = taken(roles)
     assert len(gradient) == 30
     for budget in (1, 11, 25, 60):
-        for layout in ("padded", "shared"):
+        for layout in ("padded", "packed", "shared"):
             sums = tokens(roles, Forward(budget=budget, layout=layout))
             assert sums.loss == pytest.approx(whole.loss, rel=1e-5)
             assert sums.figures() == pytest.approx(whole.figures(), rel=1e-5)
@@ -121,7 +123,7 @@ def test_pair_losses_and_gradients_do_not_depend_on_the_cut() -> None:
     whole = pairs(10_000, "padded")
     gradient = taken(roles)
     for budget in (1, 20, 45):
-        for layout in ("padded", "shared"):
+        for layout in ("padded", "packed", "shared"):
             sums = pairs(budget, layout)
             assert sums.loss == pytest.approx(whole.loss, rel=1e-5)
             assert sums.figures() == pytest.approx(whole.figures(), rel=1e-5)

@@ -198,6 +198,12 @@ class StageConfig(BaseModel):
 
     per_device_train_batch_size: Count = key("Optimisation", 8, "rows of a batch before accumulation", stages=TRAINING)
     gradient_accumulation_steps: Count = key("Optimisation", 1, "batches per optimizer step", stages=TRAINING)
+    layout: Literal["auto", "padded", "packed", "shared"] = key(
+        "Training",
+        "auto",
+        "rows in memory: packed without padding, and with each prompt once (shared); same results",
+        stages=TRAINING,
+    )
     micro_batch_tokens: Count | None = key(
         "Optimisation", None, "tokens per forward pass; null: from memory; no effect on results", stages=TRAINING
     )

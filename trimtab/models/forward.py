@@ -1,13 +1,15 @@
 """From rows of token ids to numbers at their scored tokens. The only file that knows how rows lie in memory.
 
-Two layouts, equal in loss and gradient up to rounding:
+Three layouts, equal in loss and gradient up to rounding:
 
     padded   one row per sequence, padded on the right. Causal attention never looks right, so no mask is needed.
-    shared   rows that begin with the same tokens become one sequence [prompt | c1 | ... | ck]: each answer sees the prompt and
-             itself (a tree mask) and its positions restart after the prompt, so the prompt is computed once.
+    packed   all rows of a micro-batch one after the other in one sequence, each with positions from 0 and blind to the others:
+             no padding.
+    shared   packed, and rows that begin with the same tokens become a tree [prompt | c1 | ... | ck]: each answer sees the prompt and
+             itself, its positions go on from the prompt's, and the prompt is computed once.
 
-The second is used where rows share a prompt and the model is plain causal softmax attention; a numerical check on first use decides,
-not a list of model names. No logits exist outside `ops/logprobs`, and the language-model head runs at scored positions only.
+The last two need a model of plain causal softmax attention (`models/attention.py` computes it); a numerical check decides, not a list of
+model names. No logits exist outside `ops/logprobs`, and the language-model head runs at scored positions only.
 
 Shapes: b rows, t scored tokens of the longest row, q sequences, n tokens in the longest sequence, s scored tokens in all, d hidden size.
 """
@@ -16,18 +18,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from trimtab.errors import ConfigError
+from trimtab.models import attention
+from trimtab.models.attention import Tree, Trees
 from trimtab.models.heads import ValueHead
 from trimtab.models.load import decoder, head_bias, head_weight
 from trimtab.ops.logprobs import logprobs_and_entropy
 from trimtab.types import Scores, TokenRow
 
-Layout = Literal["auto", "padded", "shared"]
+Layout = Literal["padded", "packed", "shared"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +58,14 @@ class Packed:
     """Rows laid out for one forward pass.
 
     Attributes:
-        ids, positions: `[q n]`; `mask` `[q 1 n n]` (True = may look), None where plain causal attention is right.
+        ids, positions: `[q n]`; q is 1 where rows are packed.
+        trees: which token sees which in a packed sequence; None where plain causal attention is right.
         places: for each row, its sequence and, for each of its token indices, the column where it lies.
     """
 
     ids: Int[Tensor, "q n"]
     positions: Int[Tensor, "q n"]
-    mask: Bool[Tensor, "q 1 n n"] | None
+    trees: Trees | None
     places: list[tuple[int, list[int]]]
 
 
@@ -71,8 +78,8 @@ def prefix(row: TokenRow) -> tuple[int, ...]:
 
 
 def trees(rows: Sequence[TokenRow], layout: Layout) -> list[list[int]]:
-    """Row numbers grouped into sequences: rows with an equal prefix together in the shared layout, else each alone."""
-    if layout == "padded":
+    """Row numbers grouped into trees: rows with an equal prefix together in the shared layout, else each alone."""
+    if layout != "shared":
         return [[i] for i in range(len(rows))]
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
@@ -96,10 +103,11 @@ def _parts(rows: Sequence[TokenRow], tree: list[int], budget: int) -> list[list[
 
 
 def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", unit: int = 1) -> list[list[int]]:
-    """Cut rows into micro-batches of at most `budget` tokens, padding counted; a sequence longer than that goes alone.
+    """Cut rows into micro-batches of at most `budget` tokens, padding counted; a unit longer than that goes alone.
 
-    Sequences are sorted by length, and a micro-batch is closed when its padding would cost more than another pass does (taken as
-    a sixteenth of the budget, at least 64 tokens). Losses do not depend on the cut: weights are fixed before it.
+    Rows of like length come together. A padded micro-batch is closed when its padding would cost more than another pass does (taken
+    as a sixteenth of the budget, at least 64 tokens); a packed one is filled to the budget. Losses do not depend on the cut: weights
+    are fixed before it.
 
     Args:
         unit: rows that belong together are consecutive, this many at a time (2 for pairs), and are never separated.
@@ -110,79 +118,99 @@ def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", un
     blocks = [list(range(i, min(i + unit, len(rows)))) for i in range(0, len(rows), unit)]
     if layout == "shared" and unit == 1:
         blocks = [part for tree in trees(rows, layout) for part in _parts(rows, tree, budget)]
+    if layout == "padded":
+        return _plan_padded(rows, blocks, budget)
 
-    def key(i: int) -> object:
-        return prefix(rows[i]) if layout == "shared" else i
+    def tokens(block: list[int]) -> int:
+        """What `pack` makes of a block alone; together with others it is never more."""
+        total = 0
+        for tree in trees([rows[i] for i in block], layout):
+            shared = rows[block[tree[0]]].scored[0] if len(tree) > 1 else 0
+            total += shared + sum(len(rows[block[i]].token_ids) - shared for i in tree)
+        return total
 
-    def extended(sequences: dict[object, int], block: list[int]) -> dict[object, int]:
-        """Lengths of the sequences that `pack` makes of these, with the block's rows among them."""
-        longer = dict(sequences)
-        for i in block:
-            shared = rows[i].scored[0] if layout == "shared" else 0
-            longer[key(i)] = longer.get(key(i), shared) + len(rows[i].token_ids) - shared
-        return longer
-
-    sized = sorted(((max(extended({}, block).values()), block) for block in blocks), key=lambda item: -item[0])
     cut: list[list[int]] = []
-    sequences: dict[object, int] = {}
-    for _, block in sized:
-        longer = extended(sequences, block)
-        area = max(longer.values()) * len(longer)
-        if cut and area <= budget and area - sum(longer.values()) <= max(64, budget // 16):
-            cut[-1].extend(block)
-            sequences = longer
-        else:
-            cut.append(list(block))
-            sequences = extended({}, block)
+    room = 0
+    for size, block in sorted(((tokens(block), block) for block in blocks), key=lambda item: -item[0]):
+        if size > room:
+            cut.append([])
+            room = budget
+        cut[-1].extend(block)
+        room -= size
     return cut
 
 
-def pack(rows: Sequence[TokenRow], layout: Layout, device: torch.device) -> Packed:
-    """Lay rows out for one forward pass."""
-    sequences: list[list[int]] = []
-    positions: list[list[int]] = []
-    branches: list[list[tuple[int, int]]] = []
-    shares: list[int] = []
+def _plan_padded(rows: Sequence[TokenRow], blocks: list[list[int]], budget: int) -> list[list[int]]:
+    lengths = [[len(rows[i].token_ids) for i in block] for block in blocks]
+    cut: list[list[int]] = []
+    real = count = longest = 0
+    for block, own in sorted(zip(blocks, lengths, strict=True), key=lambda item: -max(item[1])):
+        area = max(longest, *own) * (count + len(own))
+        if cut and area <= budget and area - real - sum(own) <= max(64, budget // 16):
+            cut[-1].extend(block)
+            real, count = real + sum(own), count + len(own)
+        else:
+            cut.append(list(block))
+            real, count, longest = sum(own), len(own), max(own)
+    return cut
+
+
+def pack(rows: Sequence[TokenRow], layout: Layout, device: torch.device, heads: int = 1) -> Packed:
+    """Lay rows out for one forward pass.
+
+    Args:
+        heads: attention heads of the model, for the size of what is computed together.
+    """
+    if layout == "padded":
+        n = max(len(row.token_ids) for row in rows)
+        # positions go on through the padding: transformers takes a restart for a second packed sequence and builds a mask for it
+        return Packed(
+            ids=torch.tensor([[*row.token_ids, *[0] * (n - len(row.token_ids))] for row in rows], device=device),
+            positions=torch.arange(n, device=device).expand(len(rows), n),
+            trees=None,
+            places=[(i, list(range(len(row.token_ids)))) for i, row in enumerate(rows)],
+        )
+    ids: list[int] = []
+    positions: list[int] = []
+    grown: list[Tree] = []
     places: list[tuple[int, list[int]]] = [(0, [])] * len(rows)
     for tree in trees(rows, layout):
         shared = rows[tree[0]].scored[0] if len(tree) > 1 else 0
-        ids = list(rows[tree[0]].token_ids[:shared])
-        where = list(range(shared))
-        spans = []
+        root = len(ids)
+        ids.extend(rows[tree[0]].token_ids[:shared])
+        positions.extend(range(shared))
+        branches = []
         for i in tree:
             start = len(ids)
-            own = rows[i].token_ids[shared:]
-            ids.extend(own)
-            where.extend(range(shared, shared + len(own)))
-            spans.append((start, len(ids)))
-            places[i] = (len(sequences), [*range(shared), *range(start, len(ids))])
-        sequences.append(ids)
-        positions.append(where)
-        branches.append(spans)
-        shares.append(shared)
-    n = max(map(len, sequences))
-    id_rows = torch.tensor([ids + [0] * (n - len(ids)) for ids in sequences], device=device)
-    # positions go on through the padding: transformers takes a restart for a second packed sequence and builds a mask for it
-    position_rows = torch.tensor([p + list(range(len(p), n)) for p in positions], device=device)
-    mask = None
-    if any(shares):
-        # a tree's mask: causal, and an answer sees no other answer. Padding sees itself, or softmax would divide 0 by 0
-        mask = torch.ones(n, n, dtype=torch.bool, device=device).tril().repeat(len(sequences), 1, 1)
-        for q, (spans, shared) in enumerate(zip(branches, shares, strict=True)):
-            for start, end in spans[1:] if shared else ():
-                mask[q, start:end, shared:start] = False
-        mask = mask[:, None]
-    return Packed(ids=id_rows, positions=position_rows, mask=mask, places=places)
+            ids.extend(rows[i].token_ids[shared:])
+            positions.extend(range(shared, len(rows[i].token_ids)))
+            branches.append((start, len(ids)))
+            places[i] = (0, [*range(root, root + shared), *range(start, len(ids))])
+        grown.append(Tree((root, root + shared), tuple(branches)))
+    return Packed(
+        ids=torch.tensor([ids], device=device),
+        positions=torch.tensor([positions], device=device),
+        trees=Trees(tuple(grown), len(ids), heads, device),
+        places=places,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- forward
 
 
 def _hidden(model: torch.nn.Module, packed: Packed) -> Float[Tensor, "q n d"]:
-    out = decoder(model)(
-        input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False
-    ).last_hidden_state
+    keys: dict[str, Any] = {}
+    if packed.trees is not None:
+        if not attention.installed(model):
+            raise RuntimeError("packed rows for a model that choose_layout has not prepared: it would mix them up")
+        # transformers hands a mask of four axes on as it is; ours is never read, the trees say who sees whom
+        keys = {"attention_mask": packed.ids.new_ones(1, 1, 1, 1, dtype=torch.bool), "trees": packed.trees}
+    out = decoder(model)(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **keys).last_hidden_state
     return out  # type: ignore[no-any-return]
+
+
+def _heads(model: torch.nn.Module) -> int:
+    return int(model.config.get_text_config().num_attention_heads)  # type: ignore[operator, union-attr]
 
 
 def _gather(hidden: Tensor, packed: Packed, rows: Sequence[TokenRow], shift: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,7 +248,7 @@ def score_tokens(
         width: make the arrays this wide, t of a larger batch that these rows are part of.
     """
     device = next(model.parameters()).device
-    packed = pack(rows, layout, device)
+    packed = pack(rows, layout, device, _heads(model))
     states, owner, slot = _gather(_hidden(model, packed), packed, rows, shift=1)
     b, t = len(rows), width or max(len(row.scored) for row in rows)
 
@@ -247,7 +275,7 @@ def score_rows(
     """The reward of each row: the head at the row's last scored token (its end marker). The language-model head never runs."""
     device = next(model.parameters()).device
     last = [TokenRow(token_ids=row.token_ids, scored=row.scored[-1:]) for row in rows]
-    packed = pack(rows, layout, device)
+    packed = pack(rows, layout, device, _heads(model))
     states, _, _ = _gather(_hidden(model, packed), packed, last, shift=0)
     return head(states)  # type: ignore[no-any-return]
 
@@ -262,32 +290,58 @@ def sees_everything(model: torch.nn.Module) -> bool:
     return not kinds - {"full_attention"} and not (not kinds and getattr(config, "sliding_window", None))
 
 
-def choose_layout(model: torch.nn.Module, wanted: Layout) -> tuple[Literal["padded", "shared"], str]:
-    """The layout to use for rows that share a prompt, and why in a few words.
+def choose_layout(models: Sequence[PreTrainedModel], wanted: Layout | Literal["auto"] = "auto") -> tuple[Layout, str]:
+    """The layout for all models of a run, and why in a few words; they are prepared for it here (`attention.install`).
 
-    `auto` tries the tree mask on a dozen tokens: a model whose attention is not plain causal softmax (sliding windows by column,
-    recurrence, positions it makes itself) gives other hidden states under it, and then the rows are padded.
+    `auto` packs with shared prompts wherever the model allows it, which never computes more tokens than the others do. What it allows
+    is tried on a dozen tokens: a model whose attention is not plain causal softmax (sliding windows, recurrence, positions that it
+    makes itself) gives other hidden states, and its rows are padded.
+
+    Raises:
+        ConfigError: `packed` or `shared` was asked for and would change this model's results.
     """
     if wanted == "padded":
         return "padded", "as the file says"
+    why = next((reason for reason in map(_why_not, models) if reason), "")
+    if why and wanted != "auto":
+        raise ConfigError(
+            f"layout: {wanted} would change the results of this model",
+            where="layout",
+            why=why,
+            remedy="use layout: auto or layout: padded",
+        )
+    if why:
+        return "padded", why
+    if wanted == "packed":
+        return "packed", "rows one after the other without padding, as the file says"
+    return "shared", "rows one after the other without padding, each prompt once for all of its answers"
+
+
+def _why_not(model: PreTrainedModel) -> str:
+    """Why rows of this model cannot be packed; empty when they can, and the model's layers then take trees."""
     if not sees_everything(model):
-        return "padded", "some layers see a sliding window, which no test on a dozen tokens would show"
+        return "some layers see a sliding window, which no test on a dozen tokens would show"
+    attention.install(model)
+    if not attention.installed(model):
+        return f"its attention is {model.config.get_text_config()._attn_implementation!r}, which takes no trees"
     rows = [TokenRow(token_ids=ids, scored=(5,)) for ids in ((5, 6, 7, 8, 9, 3, 4), (5, 6, 7, 8, 9, 4, 3, 6))]
+    rows.append(TokenRow(token_ids=(8, 5, 4), scored=(1,)))
     device = next(model.parameters()).device
     with torch.no_grad():
-        plain = pack(rows, "padded", device)
-        tree = pack(rows, "shared", device)
+        plain, packed = pack(rows, "padded", device), pack(rows, "shared", device)
         try:
-            a, b = _hidden(model, plain).float(), _hidden(model, tree).float()
+            a, b = _hidden(model, plain).float(), _hidden(model, packed).float()
         except (RuntimeError, ValueError, TypeError) as error:
-            return "padded", f"the model takes no attention mask of ours ({error})"
-    scale = a.abs().mean().item()
-    worst = 0.0
+            attention.uninstall(model)
+            return f"the model takes no packed rows ({str(error).splitlines()[0]})"
+    errors = []
     for i, row in enumerate(rows):
-        (q1, w1), (q2, w2) = plain.places[i], tree.places[i]
-        columns = range(len(row.token_ids))
-        worst = max(worst, max((a[q1, w1[c]] - b[q2, w2[c]]).abs().max().item() for c in columns))
-    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.2
-    if worst > tolerance * max(scale, 1e-6):
-        return "padded", "this model's attention is not plain causal softmax"
-    return "shared", "answers to one prompt are computed with the prompt once"
+        (q1, w1), (q2, w2) = plain.places[i], packed.places[i]
+        own = a[q1, w1[: len(row.token_ids)]]
+        errors.append((own - b[q2, w2[: len(row.token_ids)]]).norm(dim=-1) / own.norm(dim=-1).clamp(min=1e-6))
+    # bfloat16 noise is 3 % on average and more at single tokens; rows that saw each other are 30 % off and more
+    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
+    if not float(torch.cat(errors).mean()) <= tolerance:
+        attention.uninstall(model)
+        return "this model's attention is not plain causal softmax"
+    return ""

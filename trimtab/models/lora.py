@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from trimtab.errors import AdapterError
 from trimtab.models.copies import Copy, copied, endings, wrap
@@ -51,6 +52,14 @@ class Adapter(nn.Module):
         self.a = nn.Parameter(a.float(), requires_grad=trainable)
         self.b = nn.Parameter(b.float(), requires_grad=trainable)
         self.scale = scale
+        self._cast: tuple[tuple[Any, ...], Tensor, Tensor] | None = None
+
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B in the type of a product, cast anew only after the masters have changed (an optimizer step counts their version)."""
+        state = (dtype, self.a._version, self.a.data_ptr(), self.b._version, self.b.data_ptr())
+        if self._cast is None or self._cast[0] != state:
+            self._cast = (state, self.a.detach().to(dtype), self.b.detach().to(dtype))
+        return self._cast[1:]
 
 
 class LoraLinear(nn.Module):
@@ -82,10 +91,35 @@ class LoraLinear(nn.Module):
                     dropped=side is not x,
                 )  # fmt: skip
                 continue
-            low = F.linear(side, adapter.a.to(x.dtype)).flatten(0, -2)
-            # addmm adds the second product in the same pass over y: one read and write of [tokens, out] instead of three
-            y = torch.addmm(y.flatten(0, -2), low, adapter.b.to(x.dtype).t(), alpha=adapter.scale).view_as(y)
+            y = _Side.apply(y, side, adapter.a, adapter.b, adapter)  # type: ignore[no-untyped-call]
         return y
+
+
+class _Side(torch.autograd.Function):
+    """y + s (x A^T) B^T, written into y. Products in the type of x over casts that last until the masters change."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, adapter: Adapter) -> Tensor:
+        a_low, b_low = adapter.cast(x.dtype)
+        low = F.linear(x, a_low).flatten(0, -2)
+        y.flatten(0, -2).addmm_(low, b_low.t(), alpha=adapter.scale)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, low, a_low, b_low)
+        ctx.scale = adapter.scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, a_low, b_low = ctx.saved_tensors
+        _, wants_x, wants_a, wants_b, _ = ctx.needs_input_grad
+        flat = grad.flatten(0, -2)
+        pull = (flat @ b_low).mul_(ctx.scale) if wants_x or wants_a else None
+        # low^T grad, then transposed: oneDNN is half again slower at grad^T low
+        grad_b = (low.t() @ flat).t().to(torch.float32).mul_(ctx.scale) if wants_b else None
+        grad_a = (pull.t() @ x.flatten(0, -2)).to(torch.float32) if wants_a and pull is not None else None
+        grad_x = (pull @ a_low).view_as(x) if wants_x and pull is not None else None
+        return grad, grad_x, grad_a, grad_b, None
 
 
 def inject(model: nn.Module, targets: Iterable[str], switch: Switch) -> dict[str, LoraLinear]:

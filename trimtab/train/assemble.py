@@ -41,7 +41,7 @@ class Session:
 
     Attributes:
         budget: tokens of a micro-batch, padding counted.
-        layout: how rows of one prompt are computed together.
+        layout: how rows lie in memory in every forward pass (`models/forward.py`).
         base: the name written into adapters as their base.
         contains: hashes of the adapters that the trained policy was built on, for the record beside it.
         record: how the scores of the reward model in this session are read.
@@ -83,9 +83,7 @@ class Session:
                 retries=config.reward_retries,
                 where=config.origin("reward_model"),
             )
-        own = self.roles.specs[REWARD].model
-        layout = self.layout if own is None else choose_layout(own, self.layout)[0]
-        return ModelReward(self.roles, budget=self.budget, layout=layout)
+        return ModelReward(self.roles, budget=self.budget, layout=self.layout)
 
     def generator(self, role: str = POLICY) -> ForwardGenerator:
         """An engine on the training weights."""
@@ -156,9 +154,8 @@ def assemble(config: StageConfig) -> Session:
     parts = Parts(tokenizer=tokenizer, template=template, device=device, dtype=dtype, fingerprint=fingerprint)
     defined = define_roles(config, roles, parts)
     record = defined.record
-    shared, why = choose_layout(roles.model, "auto")
-    if config.stage not in ("pt", "sft"):
-        say(f"layout {shared}: {why}")
+    layout, why = choose_layout(roles.models(), config.layout)
+    say(f"layout {layout}: {why}")
     if config.gradient_checkpointing:
         checkpoint_layers(roles)
     return Session(
@@ -170,7 +167,7 @@ def assemble(config: StageConfig) -> Session:
         device=device,
         dtype=dtype,
         budget=config.micro_batch_tokens or default_micro_batch_tokens(device),
-        layout=shared,
+        layout=layout,
         base=base,
         fingerprint=fingerprint,
         contains=[h for p in config.adapter_name_or_path for h in (lora.file_hash(Path(p)), *contained(Path(p)))],

@@ -52,7 +52,9 @@ class OfflineTrainer:
         self.current = [described(self.session.data.train_examples[i]) for i in order]
         names = [row["row"] for row in self.current]
         how = Forward(
-            budget=self.session.budget, dropout=config.lora_dropout if self.algorithm.reads == "logprobs" else 0.0
+            budget=self.session.budget,
+            layout=self.session.layout,
+            dropout=config.lora_dropout if self.algorithm.reads == "logprobs" else 0.0,
         )
         if self.algorithm.reads == "reward":
             sums, tokens = self._pairs(chosen, how, names)
@@ -86,7 +88,7 @@ class OfflineTrainer:
                 torch.ones(len(pairs), dtype=torch.bool, device=self.session.device), self.algorithm.reduction
             ),
             lambda scores, which: self.algorithm.loss(scores, take(batch, which)),
-            Forward(budget=how.budget, layout=self.session.layout),
+            how,
             unit=2,
             names=names,
         )
@@ -106,9 +108,9 @@ class OfflineTrainer:
         if self.algorithm.reads == "reward":
             return self.evaluate_pairs(rows)
         total, count = 0.0, 0
-        for chunk in plan(rows, self.session.budget):
+        for chunk in plan(rows, self.session.budget, layout=self.session.layout):
             with torch.no_grad(), self.session.roles.enter(self.role):
-                scores = score_tokens(self.session.roles.model, [rows[i] for i in chunk])
+                scores = score_tokens(self.session.roles.model, [rows[i] for i in chunk], layout=self.session.layout)
             assert scores.logp is not None
             total -= float(scores.logp[scores.mask].sum())
             count += int(scores.mask.sum())
@@ -155,7 +157,9 @@ class OfflineTrainer:
         """Take the mean score of these rows off the head's bias; differences of scores, and so the loss, do not change."""
         head = self.session.roles.specs[self.role].head
         assert head is not None
-        scores = score_rows_as(self.session.roles, self.role, rows, budget=self.session.budget)
+        scores = score_rows_as(
+            self.session.roles, self.role, rows, budget=self.session.budget, layout=self.session.layout
+        )
         with torch.no_grad():
             head.summary.bias.sub_(sum(scores) / len(scores))
 

@@ -1,0 +1,107 @@
+"""Attention in packed sequences against one dense mask, output and gradients, in float64; and what each token sees, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.models import attention
+from trimtab.models.attention import Tree, Trees, tree_attention
+from trimtab.models.tiny import tiny_model
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+
+
+def grow(shapes: list[tuple[int, list[int]]], heads: int = 4) -> Trees:
+    """Trees of these (stem, branches) lengths, one after the other."""
+    at, trees = 0, []
+    for stem, branches in shapes:
+        spans = []
+        for length in (stem, *branches):
+            spans.append((at, at + length))
+            at += length
+        trees.append(Tree(spans[0], tuple(spans[1:])))
+    return Trees(tuple(trees), at, heads, CPU)
+
+
+def test_who_sees_whom() -> None:
+    mask = grow([(2, [1, 2]), (0, [2])]).mask()[0, 0].int().tolist()
+    assert mask == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0],  # the second answer: the prompt and itself, not the first answer
+        [1, 1, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],  # another row sees none of them
+        [0, 0, 0, 0, 0, 1, 1],
+    ]
+
+
+def against_a_dense_mask(trees: Trees) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(heads: int) -> torch.Tensor:
+        shape = (1, heads, trees.n, 8)
+        return torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+
+    q, k, v = draw(4), draw(2), draw(2)
+    ours = tree_attention(q, k, v, trees, 0.3)
+    dense = F.scaled_dot_product_attention(q, k, v, attn_mask=trees.mask(), scale=0.3, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(ours, dense, atol=1e-12, rtol=1e-12)
+    weight = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
+    for name, a, b in zip(
+        "qkv",
+        torch.autograd.grad((ours * weight).sum(), (q, k, v)),
+        torch.autograd.grad((dense * weight).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10, msg=name)
+
+
+@pytest.mark.property
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.lists(st.integers(1, 9), min_size=1, max_size=4)), min_size=1, max_size=6)
+)
+def test_trees_of_any_shape_are_one_dense_mask(shapes: list[tuple[int, list[int]]]) -> None:
+    against_a_dense_mask(grow(shapes))
+
+
+def test_spans_longer_than_a_block_are_cut() -> None:
+    trees = grow([(300, [2, 260, 1]), (3, [4]), (0, [257])])
+    assert len(trees.blocks()) > 4
+    against_a_dense_mask(trees)
+
+
+def test_like_spans_are_computed_together() -> None:
+    assert [len(block.read) for block in grow([(0, [5])] * 7).blocks()] == [7]
+    # 40 and 4 tokens: padding the short ones would cost ten times their own work
+    assert sorted(len(block.read) for block in grow([(0, [40]), (0, [4]), (0, [4])]).blocks()) == [1, 2]
+
+
+def test_bfloat16_inputs_are_summed_in_float32() -> None:
+    trees = grow([(30, [20, 25]), (0, [60])])
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, trees.n, 16, generator=generator).bfloat16() for heads in (4, 2, 2))
+    exact = tree_attention(q.double(), k.double(), v.double(), trees, 0.5)
+    # half a unit in the last place of the result, and nothing from the scores
+    torch.testing.assert_close(tree_attention(q, k, v, trees, 0.5).double(), exact, atol=1e-6, rtol=2**-8)
+
+
+def test_a_prepared_model_is_what_it_was_without_trees() -> None:
+    model = tiny_model("llama")
+    ids = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    with torch.no_grad():
+        before = model(ids).logits, model(ids, attention_mask=mask).logits
+        attention.install(model)
+        assert attention.installed(model)
+        after = model(ids).logits, model(ids, attention_mask=mask).logits
+        attention.uninstall(model)
+    assert not attention.installed(model)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a, b)
