@@ -142,7 +142,9 @@ def test_padded_rows_need_no_trees_and_no_new_positions() -> None:
 
 def test_packed_rows_are_refused_by_a_model_that_would_mix_them() -> None:
     model = tiny_model("qwen2")
-    with pytest.raises(RuntimeError, match="choose_layout"):
+    model.set_attn_implementation("eager")
+    assert choose_layout([model])[0] == "padded"
+    with pytest.raises(RuntimeError, match="mix them up"):
         score_tokens(model, ROWS, layout="packed")
 
 

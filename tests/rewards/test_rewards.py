@@ -88,7 +88,7 @@ def test_a_score_does_not_depend_on_padding_batch_or_layout(family: Family) -> N
         rows.append(TokenRow(token_ids=(*prompt, *answer), scored=scored))
     alone = [score_rows_as(roles, "reward", [row], budget=1)[0] for row in rows]
     assert len({round(score, 4) for score in alone}) == 9
-    for layout in ("padded", "shared"):
+    for layout in ("padded", "packed", "shared"):
         for budget in (1, 40, 10_000):
             assert score_rows_as(roles, "reward", rows, budget=budget, layout=layout) == pytest.approx(alone, abs=1e-4)
             back = score_rows_as(roles, "reward", rows[::-1], budget=budget, layout=layout)

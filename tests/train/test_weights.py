@@ -77,7 +77,7 @@ def test_sft_is_the_plain_computation_and_saves_an_ordinary_model(
     start = AutoModelForCausalLM.from_pretrained(given["model_name_or_path"], dtype=torch.float32)
     before = dict(start.named_parameters())
     for (name, a), b in zip(expected.named_parameters(), saved.parameters(), strict=True):
-        torch.testing.assert_close(b, a, rtol=0, atol=2e-5)  # steps of 1e-3: a fiftieth of one
+        torch.testing.assert_close(b, a, rtol=0, atol=5e-5)  # steps of 1e-3: a twentieth of one
         assert torch.equal(b, before[name]) != trained(name)
     assert not (folder.path / "adapter_config.json").exists()
     assert (folder.path / "tokenizer.json").is_file()

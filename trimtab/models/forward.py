@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -201,8 +201,11 @@ def pack(rows: Sequence[TokenRow], layout: Layout, device: torch.device, heads: 
 def _hidden(model: torch.nn.Module, packed: Packed) -> Float[Tensor, "q n d"]:
     keys: dict[str, Any] = {}
     if packed.trees is not None:
+        attention.install(cast(PreTrainedModel, model))
         if not attention.installed(model):
-            raise RuntimeError("packed rows for a model that choose_layout has not prepared: it would mix them up")
+            raise RuntimeError(
+                "packed rows for a model with an attention of its own, which would mix them up; pad them"
+            )
         # transformers hands a mask of four axes on as it is; ours is never read, the trees say who sees whom
         keys = {"attention_mask": packed.ids.new_ones(1, 1, 1, 1, dtype=torch.bool), "trees": packed.trees}
     out = decoder(model)(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **keys).last_hidden_state
