@@ -73,7 +73,7 @@ def test_the_articles_sft_file_in_numbers() -> None:
     assert (config.batch_size, config.lora_rank, config.lora_alpha) == (8, 8, 16)
     assert [config.interval(what, 900) for what in ("logging", "save", "eval")] == [10, 100, 100]  # type: ignore[arg-type]
     assert config.dataset == ("train_clean",)
-    assert len(config.notes) == 2  # overwrite_cache, preprocessing_num_workers
+    assert len(config.notes) == 1  # overwrite_cache
 
 
 def test_the_articles_ppo_file_in_numbers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,31 @@ def test_continuing_an_adapter_starts_where_it_ended(keys: Keys, sft_folder: Pat
     new = trainer(keys("sft", tmp_path, adapter_name_or_path=str(sft_folder), create_new_adapter=True))
     assert new.session.roles.specs["policy"].adapters == ("adapter0", "trained")
     assert new.evaluate(0) == {}
+
+
+def test_neat_packing_has_the_loss_of_the_same_rows_unpacked(run: Callable[..., RunFolder], tmp_path: Path) -> None:
+    """Two packs of some rows each in one batch, and the same rows loose in one batch: every figure of the step is the same."""
+    same = {"disable_shuffling": True, "max_steps": 3, "cutoff_len": 200}
+    loose = run("sft", tmp_path / "loose", per_device_train_batch_size=9, **same)
+    neat = run("sft", tmp_path / "neat", per_device_train_batch_size=9, neat_packing=True, **same)
+    for a, b in zip(figures(loose), figures(neat), strict=True):
+        assert a["tokens"] == b["tokens"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm/policy"] == pytest.approx(b["grad_norm/policy"], rel=1e-4)
+    joined = run("sft", tmp_path / "joined", per_device_train_batch_size=9, packing=True, **same)
+    assert figures(joined)[0]["tokens"] == figures(loose)[0]["tokens"]
+    assert figures(joined)[0]["loss"] != pytest.approx(figures(loose)[0]["loss"], rel=1e-4)  # rows see each other
+
+
+def test_a_batch_counts_packs(run: Callable[..., RunFolder], tmp_path: Path) -> None:
+    folder = run(
+        "sft", tmp_path / "run", per_device_train_batch_size=1, neat_packing=True, max_steps=-1, num_train_epochs=1
+    )
+    rows = figures(folder)
+    assert 1 < len(rows) < 9
+    seen = [0, *(row["tokens"] for row in rows)]  # counted from the start
+    assert all(0 < b - a <= 64 for a, b in pairwise(seen))
+
+
+def figures(folder: RunFolder) -> list[dict[str, Any]]:
+    return [row for row in folder.metrics() if "loss" in row]

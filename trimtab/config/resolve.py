@@ -522,8 +522,8 @@ def _differences(config: StageConfig) -> list[str]:
         )
     if config.pure_bf16 and config.finetuning_type == "lora" and config.do_train:
         lines.append("pure_bf16: products in bfloat16; adapters keep their float32 masters, which are small")
-    if config.stage == "pt" and config.do_train:
-        lines.append("pt: each text is a row of its own, in pieces of cutoff_len tokens; texts are not packed together")
+    if config.stage == "pt" and config.do_train and not config.packing:
+        lines.append("pt: each text is a row of its own, in pieces of cutoff_len tokens; packing: true joins them")
     if isinstance(config, DpoConfig):
         if config.pref_loss == "ipo":
             lines.append("pref_loss: ipo sums log-ratios over tokens, as its paper does; ipo_avg is the form per token")

@@ -192,6 +192,18 @@ class StageConfig(BaseModel):
         "Data", "concat", "how several data sets become one"
     )
     interleave_probs: Weights = key("Data", (), "share of each data set when interleaved")
+    packing: bool | None = key(
+        "Data",
+        None,
+        "join rows into sequences of cutoff_len tokens, in which they see each other",
+        stages=("pt", "sft"),
+    )
+    neat_packing: bool = key(
+        "Data", False, "a batch counts packs of cutoff_len tokens; no row sees another", stages=("pt", "sft")
+    )
+    preprocessing_num_workers: Count | None = key(
+        "Data", None, "processes that encode rows, for sets of 2000 rows or more; same result"
+    )
     train_on_prompt: bool = key("Data", False, "train on every token of the row", stages=("sft",))
     mask_history: bool = key("Data", False, "train on the last answer only", stages=("sft",))
     disable_shuffling: bool = key("Data", False, "keep the rows in file order", stages=TRAINING)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from trimtab.data import encode, info, order
+from trimtab.data import encode, info, order, packing
 from trimtab.data.dropped import Dropped
 from trimtab.data.formats import FORMATS
 from trimtab.data.order import batches, epoch_order
 from trimtab.data.templates import Template
 from trimtab.data.tokenizer import Tokenizer
+from trimtab.data.workers import mapped
 from trimtab.errors import DataError
 from trimtab.types import Example, Pair, Prompt, TokenRow
 
@@ -106,6 +107,7 @@ class StageData(Generic[RowT]):
     Attributes:
         train_examples, eval_examples: the example of each row, in the same order.
         eval_prompts: the held-out prompts, for evaluation by generating; the gold answer is `prompt.example.response`.
+        packs: with neat_packing, the numbers of the training rows that are one item of a batch; else None.
     """
 
     stage: str
@@ -115,6 +117,7 @@ class StageData(Generic[RowT]):
     eval_examples: list[Example]
     eval_prompts: list[Prompt]
     report: Report
+    packs: list[list[int]] | None = None
 
 
 @dataclass(slots=True)
@@ -135,7 +138,7 @@ def load_data(config: Config, tokenizer: Tokenizer, template: Template) -> Stage
     Args:
         config: read are stage, dataset, eval_dataset, dataset_dir, cutoff_len, max_samples, val_size, mix_strategy,
             interleave_probs, seed, data_seed, cache_dir, hf_hub_token, ms_hub_token; train_on_prompt and mask_history for sft,
-            packing for pt.
+            packing and neat_packing for pt and sft, preprocessing_num_workers.
 
     Raises:
         DataError: a set that cannot be found or read, or no rows left, with the arithmetic.
@@ -172,6 +175,7 @@ def load_data(config: Config, tokenizer: Tokenizer, template: Template) -> Stage
             )
         held, held_examples = [train[i] for i in out], [train_examples[i] for i in out]
         train, train_examples = [train[i] for i in kept], [train_examples[i] for i in kept]
+    train, train_examples, packs = _pack(train, train_examples, config, tally)
     if config.stage == "ppo":  # a prompt's number keys its draw: it is its place in its list
         train, held = _renumber(train), _renumber(held)
 
@@ -183,6 +187,7 @@ def load_data(config: Config, tokenizer: Tokenizer, template: Template) -> Stage
         eval_examples=held_examples,
         eval_prompts=_prompts(held, held_examples, config, tokenizer, template),
         report=_report(tally, train, held, train_examples, held_examples),
+        packs=packs,
     )
 
 
@@ -297,30 +302,49 @@ def _encode(
     tally.examples += len(examples)
     rows: list[Any] = []
     kept: list[Example] = []
-    for example in _progress(examples):
-        if config.stage == "pt":
-            parts = encode.encode_text(example, tokenizer, cutoff_len=config.cutoff_len)
-            rows += parts
-            kept += [example] * len(parts)
+    workers = getattr(config, "preprocessing_num_workers", None) or 1
+    encoded: Iterable[list[Any] | Dropped]
+    if workers > 1 and len(examples) >= LONG:
+        settings = Settings(
+            stage=config.stage,
+            cutoff_len=config.cutoff_len,
+            mask_history=config.mask_history,
+            train_on_prompt=config.train_on_prompt,
+        )
+        encoded = mapped(encode_row, examples, (settings, tokenizer, template), workers)
+    else:
+        encoded = (encode_row(example, config, tokenizer, template) for example in examples)
+    for example, found in zip(_progress(examples), encoded, strict=True):
+        if isinstance(found, Dropped):
+            tally.dropped.append(found)
             continue
-        fitted = _fit(example, config, tokenizer, template)
-        if isinstance(fitted, Dropped):
-            tally.dropped.append(fitted)
-            continue
-        row, lost = fitted
-        rows.append(row)
-        kept.append(example)
-        tally.cut += lost > 0
-        tally.lost += lost
+        for row, lost in found:
+            rows.append(row)
+            kept.append(example)
+            tally.cut += lost > 0
+            tally.lost += lost
     return rows, kept
 
 
-def _fit(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The part of a config that decides how a row is encoded."""
+
+    stage: str
+    cutoff_len: int
+    mask_history: bool
+    train_on_prompt: bool
+
+
+def encode_row(
     example: Example, config: Config, tokenizer: Tokenizer, template: Template
-) -> tuple[TokenRow | Pair | Prompt, int] | Dropped:
-    """The row of one example, and how many tokens it lost."""
+) -> list[tuple[TokenRow | Pair | Prompt, int]] | Dropped:
+    """The row of one example (several of a long text) and how many tokens each lost; or why there is none."""
+    if config.stage == "pt":
+        return [(part, 0) for part in encode.encode_text(example, tokenizer, cutoff_len=config.cutoff_len)]
+    fitted: tuple[TokenRow | Pair, int] | Dropped
     if config.stage == "sft":
-        return encode.fit_sft(
+        fitted = encode.fit_sft(
             example,
             template,
             tokenizer,
@@ -328,15 +352,45 @@ def _fit(
             mask_history=config.mask_history,
             train_on_prompt=config.train_on_prompt,
         )
+        return fitted if isinstance(fitted, Dropped) else [fitted]
     if config.stage == "kto":
-        return encode.fit_labelled(example, template, tokenizer, cutoff_len=config.cutoff_len)
+        labelled = encode.fit_labelled(example, template, tokenizer, cutoff_len=config.cutoff_len)
+        return labelled if isinstance(labelled, Dropped) else [labelled]
     if config.stage in PAIRED:
-        return encode.fit_pair(example, template, tokenizer, cutoff_len=config.cutoff_len)
+        fitted = encode.fit_pair(example, template, tokenizer, cutoff_len=config.cutoff_len)
+        return fitted if isinstance(fitted, Dropped) else [fitted]
     prompt = encode.encode_prompt(example, template, tokenizer, index=0, cutoff_len=config.cutoff_len)
     if isinstance(prompt, Dropped):
         return prompt
-    lost = len(encode.join(encode.chunks(encode.encode_source(example, template, tokenizer)))) - len(prompt.token_ids)
-    return prompt, lost
+    whole = encode.join(encode.chunks(encode.encode_source(example, template, tokenizer))) if prompt.cut else ()
+    return [(prompt, max(0, len(whole) - len(prompt.token_ids)))]
+
+
+def _pack(
+    rows: list[Any], examples: list[Example], config: Config, tally: _Tally
+) -> tuple[list[Any], list[Example], list[list[int]] | None]:
+    """Rows, their examples and, with neat_packing, the row numbers of each pack (`packing.py`)."""
+    neat, plain = getattr(config, "neat_packing", False), getattr(config, "packing", None)
+    if config.stage not in ("pt", "sft") or not rows or not (neat or plain):
+        return rows, examples, None
+    room = config.cutoff_len
+    if neat:
+        groups = packing.packs([len(row.token_ids) for row in rows], room)
+        tally.notes.append(
+            f"neat_packing: {len(rows)} rows in {len(groups)} packs of at most {room} tokens, which are what a batch counts; "
+            "no row sees another"
+        )
+        return rows, examples, groups
+    if config.stage == "pt":
+        pieces, owners = packing.recut(rows, room)
+        tally.notes.append(f"packing: {len(rows)} texts as one, in {len(pieces)} pieces of {room} tokens")
+        return pieces, [examples[owner] for owner in owners], None
+    groups = packing.packs([len(row.token_ids) for row in rows], room)
+    tally.notes.append(
+        f"packing: {len(rows)} rows joined into {len(groups)} of at most {room} tokens; joined rows see the ones before them "
+        "(neat_packing keeps them apart)"
+    )
+    return [packing.joined([rows[i] for i in group]) for group in groups], [examples[g[0]] for g in groups], None
 
 
 def _prompts(

@@ -32,7 +32,8 @@ class OfflineTrainer:
         self.algorithm: Offline = ALGORITHMS.load(config.stage).from_config(config)
         self.role = REWARD if self.algorithm.reads == "reward" else POLICY
         self.rows = session.data.train
-        self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
+        self.packs = session.data.packs or [[i] for i in range(len(self.rows))]
+        self.steps_per_epoch = math.ceil(len(self.packs) / config.batch_size)
         self.parameters = session.roles.trainable(self.role)
         if self.algorithm.reads == "reward":
             # a random head starts with one large score for everything; the pairwise loss cannot see it, centring would fight it
@@ -45,9 +46,8 @@ class OfflineTrainer:
     def step(self, number: int) -> Figures:
         config = self.session.config
         epoch, index = divmod(number, self.steps_per_epoch)
-        order = batches(len(self.rows), config.batch_size, config.order_seed, epoch, not config.disable_shuffling)[
-            index
-        ]
+        drawn = batches(len(self.packs), config.batch_size, config.order_seed, epoch, not config.disable_shuffling)
+        order = [row for pack in drawn[index] for row in self.packs[pack]]
         chosen = [self.rows[i] for i in order]
         self.current = [described(self.session.data.train_examples[i]) for i in order]
         names = [row["row"] for row in self.current]
