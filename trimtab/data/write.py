@@ -1,0 +1,103 @@
+"""Rows to data files: json, jsonl, csv, tsv, parquet, by the file's ending; whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import DataError
+
+WRITERS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+
+Row = Mapping[str, Any]
+
+
+def check_target(path: Path, *sources: Path) -> None:
+    """A file can be written there.
+
+    Raises:
+        DataError: a kind of file that is not written, or a file that exists.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise DataError(
+            f"cannot write {path.name}: unknown kind of file {path.suffix!r}",
+            where=str(path),
+            remedy=f"let the name end in one of {', '.join(WRITERS)}",
+        )
+    if path.exists():
+        raise DataError(
+            f"{path} exists already",
+            where=str(path.resolve()),
+            why="it is a source of this command" if path in sources else "nothing is overwritten",
+            remedy="choose another name with --output, or move it away",
+        )
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows, through a temporary file beside the target; lists and objects are JSON text in csv and tsv."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        suffix = path.suffix.lower()
+        if suffix == ".parquet":
+            _parquet(temporary, rows)
+        else:
+            text = _csv(rows, "," if suffix == ".csv" else "\t") if suffix in (".csv", ".tsv") else _json(rows, suffix)
+            temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(
+            f"{path} could not be written: {error.strerror or error}",
+            where=str(path.resolve()),
+            remedy="check the folder, its rights and the free space",
+        ) from None
+
+
+def _json(rows: Sequence[Row], suffix: str) -> str:
+    if suffix == ".jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return json.dumps(list(rows), ensure_ascii=False, indent=2) + "\n"
+
+
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Every column of any row, in the order of first sight."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _csv(rows: Sequence[Row], delimiter: str) -> str:
+    names = columns(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([[_cell(row.get(name)) for name in names] for row in rows])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _parquet(path: Path, rows: Sequence[Row]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    names = columns(rows)
+    try:
+        table = pyarrow.Table.from_pylist([{name: row.get(name) for name in names} for row in rows])
+    except pyarrow.ArrowException as error:
+        raise DataError(
+            f"these rows do not fit into parquet: {error}",
+            where=str(path),
+            why="a column of parquet has one type",
+            remedy="write jsonl instead",
+        ) from None
+    pyarrow.parquet.write_table(table, path)
