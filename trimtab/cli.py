@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from trimtab import __version__
 from trimtab.errors import TrimtabError, typed
@@ -102,8 +103,36 @@ def export(file: File, words: Words = None) -> None:
     merge(load(file, words or []))
 
 
-@app.command(context_settings=_WORDS)
-def data(file: File, words: Words = None) -> None:
+class _DataGroup(typer.core.TyperGroup):
+    """`trimtab data FILE` shows a config's data; the other verbs are named."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = not args or args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["show", *args])
+
+
+data_app = typer.Typer(
+    cls=_DataGroup,
+    help="Show the data of FILE; clean, convert, split data.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(data_app, name="data")
+
+Source = Annotated[str, typer.Argument(help="a data file, or a name in dataset_info.json", metavar="FILE")]
+DatasetDir = Annotated[str, typer.Option("--dataset-dir", help="folder of dataset_info.json")]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", help="format of FILE: alpaca, sharegpt, openai, text; else its entry, or a guess"),
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", help="MEANING=NAME of a column, as prompt=问题; several times")
+]
+Ranking = Annotated[bool | None, typer.Option("--ranking/--no-ranking", help="rows are preferences; else a guess")]
+
+
+@data_app.command("show", context_settings=_WORDS)
+def data_show(file: File, words: Words = None) -> None:
     """Show what the data of FILE becomes.
 
     Counts, dropped rows with file and row, lengths, duplicates, and rendered rows with their trained tokens marked.
@@ -114,6 +143,83 @@ def data(file: File, words: Words = None) -> None:
 
     resolved = load(file, words or [])
     inspect(resolved, *load_text_side(resolved))
+
+
+@data_app.command("clean")
+def data_clean(
+    file: Source,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="the cleaned file; else NAME.clean beside FILE")
+    ] = None,
+    held_out: Annotated[str | None, typer.Option("--held-out", help="the held-out file or set, to find leaks")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="model folder, to count tokens")] = None,
+    template: Annotated[str | None, typer.Option("--template", help="chat template, to count tokens")] = None,
+    cutoff_len: Annotated[int, typer.Option("--cutoff-len", min=1, help="most tokens of a row")] = 2048,
+    sql: Annotated[bool | None, typer.Option("--sql/--no-sql", help="answers are SQL; else a guess")] = None,
+    dialect: Annotated[str | None, typer.Option("--dialect", help="SQL dialect: mysql, sqlite, postgres ...")] = None,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0.5, max=1, help="similarity of near-duplicates")
+    ] = 0.8,
+    keep_conflicts: Annotated[bool, typer.Option("--keep-conflicts", help="report conflicts, keep their rows")] = False,
+    dataset_dir: DatasetDir = "data",
+    format: Format = None,
+    column: Columns = None,
+    ranking: Ranking = None,
+) -> None:
+    """Write a cleaned copy of FILE, what was removed, and a report.
+
+    Looks for unreadable and empty rows, duplicates and near-duplicates, conflicting answers, rows that are too long, SQL that does
+    not parse, and leaks from the held-out set. FILE itself is not touched.
+    """
+    from trimtab.data import commands
+
+    commands.clean(
+        file, output=output, held_out=held_out, model=model, template=template, cutoff_len=cutoff_len, sql=sql, dialect=dialect,
+        threshold=threshold, conflicts=not keep_conflicts, dataset_dir=dataset_dir, formatting=format, columns=column or (),
+        ranking=ranking,
+    )  # fmt: skip
+
+
+@data_app.command("convert")
+def data_convert(
+    file: Source,
+    to: Annotated[str, typer.Option("--to", help="alpaca, sharegpt or openai")],
+    output: Annotated[Path, typer.Option("--output", help="a .json, .jsonl, .csv, .tsv or .parquet file")],
+    dataset_dir: DatasetDir = "data",
+    format: Format = None,
+    column: Columns = None,
+    ranking: Ranking = None,
+) -> None:
+    """Write FILE in another format, and print the dataset_info.json entry that reads it."""
+    from trimtab.data import commands
+
+    commands.convert(
+        file, to=to, output=output, dataset_dir=dataset_dir, formatting=format, columns=column or (), ranking=ranking
+    )
+
+
+@data_app.command("split")
+def data_split(
+    file: Source,
+    val: Annotated[float, typer.Option("--val", min=0, help="held-out rows: a number, or a share below 1")] = 0.1,
+    test: Annotated[float, typer.Option("--test", min=0, help="test rows, the same way")] = 0.0,
+    by: Annotated[
+        str, typer.Option("--by", help="groups that stay whole: random, template, or a column's name")
+    ] = "random",
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 42,
+    output: Annotated[Path | None, typer.Option("--output", help="folder of the parts; else that of FILE")] = None,
+    dataset_dir: DatasetDir = "data",
+    format: Format = None,
+    column: Columns = None,
+    ranking: Ranking = None,
+) -> None:
+    """Write FILE as train, val and test parts, no group and no question in two of them."""
+    from trimtab.data import commands
+
+    commands.split(
+        file, val=val, test=test, by=by, seed=seed, output=output, dataset_dir=dataset_dir, formatting=format,
+        columns=column or (), ranking=ranking,
+    )  # fmt: skip
 
 
 @app.command(context_settings=_WORDS)

@@ -16,7 +16,10 @@ from trimtab.types import Example, Message, Role
 
 TARGETS = ("alpaca", "sharegpt", "openai")
 DEFAULTS = {  # the columns that each format reads when an entry names none
-    "alpaca": {"prompt": "instruction", "query": "input", "response": "output", "chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"},
+    "alpaca": {
+        "prompt": "instruction", "query": "input", "response": "output",
+        "chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag",
+    },
     "sharegpt": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"},
     "openai": {"messages": "messages", "chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"},
     "text": {"text": "text"},

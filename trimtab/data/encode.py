@@ -263,8 +263,11 @@ def fit_labelled(
         return Dropped(origin=example.origin, reason="no label (kto_tag)")
     if example.response is None:
         return Dropped(origin=example.origin, reason="no answer")
-    source = chunks(template.encode(tokenizer, example.prompt, add_generation_prompt=True))
-    answer = template.encode_answer(tokenizer, example.response.content, newline=False)
+    try:
+        source = chunks(encode_source(example, template, tokenizer))
+        answer = template.encode_answer(tokenizer, example.response.content, newline=False, role=example.response.role)
+    except UnusableTools as error:
+        return Dropped(origin=example.origin, reason=error.what, detail=error.why)
     whole = len(join(source))
     source_room, target_room = split_budget(whole, len(answer), cutoff_len)
     if target_room < len(answer):

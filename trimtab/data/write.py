@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,37 @@ def check_target(path: Path, *sources: Path) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows, through a temporary file beside the target; lists and objects are JSON text in csv and tsv."""
+    """Write rows; lists and objects are JSON text in csv and tsv."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        _whole(path, lambda temporary: _parquet(temporary, rows))
+    else:
+        write_text(
+            path, _csv(rows, "," if suffix == ".csv" else "\t") if suffix in (".csv", ".tsv") else _json(rows, suffix)
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text."""
+    _whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside the target and move it there."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        suffix = path.suffix.lower()
-        if suffix == ".parquet":
-            _parquet(temporary, rows)
-        else:
-            text = _csv(rows, "," if suffix == ".csv" else "\t") if suffix in (".csv", ".tsv") else _json(rows, suffix)
-            temporary.write_text(text, encoding="utf-8", newline="")
+        write(temporary)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(
             f"{path} could not be written: {error.strerror or error}",
             where=str(path.resolve()),
             remedy="check the folder, its rights and the free space",
         ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _json(rows: Sequence[Row], suffix: str) -> str:

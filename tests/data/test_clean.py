@@ -1,0 +1,237 @@
+"""`data clean` on sets with planted faults: every one found, nothing else removed."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from trimtab.cli import main
+from trimtab.data import similar, source, sql_text
+from trimtab.data.clean import clean
+
+CITIES = ["北京", "上海", "广州", "深圳", "成都", "杭州", "武汉", "西安", "南京", "重庆"]
+THINGS = {"订单": "orders", "客户": "customers", "员工": "staff", "商品": "goods", "退货": "returns"}
+
+
+def good_rows(count=150):
+    """Questions from templates, alike but for a city, a table or a number: none of them is a fault."""
+    rows = []
+    for city in CITIES:
+        for thing, table in THINGS.items():
+            for year in (2021, 2022, 2023):
+                rows.append(
+                    {
+                        "instruction": f"{year}年在{city}一共有多少条{thing}记录，请按月份统计出来？",
+                        "input": "",
+                        "output": f"SELECT month, count(*) FROM {table} WHERE city = '{city}' AND year = {year} GROUP BY month",
+                    }
+                )
+    return rows[:count]
+
+
+def spec_of(path, **given):
+    options = {"dataset_dir": str(path.parent), "formatting": None, "ranking": None, "columns": ()}
+    return source.find(str(path), **{**options, **given})
+
+
+def planted(found):
+    return sorted((fault.kind, fault.origin.row) for fault in found.faults)
+
+
+def test_every_planted_fault_is_found_and_nothing_else_removed(write):
+    rows = good_rows()
+    faults = [
+        ("empty", {"instruction": "", "input": "", "output": "SELECT 1"}),
+        ("empty", {"instruction": "　 \n", "input": "", "output": "SELECT 1"}),  # an ideographic blank
+        ("empty", {"instruction": "各省的销售额是多少？", "input": "", "output": "  "}),
+        ("empty", {"instruction": "各省的利润是多少？", "input": "", "output": None}),
+        ("duplicate", dict(rows[3])),
+        ("duplicate", {**rows[4], "instruction": rows[4]["instruction"].replace("2022", "２０２２")}),
+        ("near-duplicate", {**rows[5], "instruction": rows[5]["instruction"].replace("请", "请你")}),
+        ("near-duplicate", {**rows[6], "output": rows[6]["output"].lower().replace(" where", "\n where") + ";"}),
+        ("unparsable SQL", {"instruction": "哪个仓库最大？", "input": "", "output": "SELECT name FROM WHERE size"}),
+        ("unparsable SQL", {"instruction": "哪个仓库最小？", "input": "", "output": "抱歉，我不知道"}),
+        ("unparsable SQL", {"instruction": "仓库有几个？", "input": "", "output": "SELECT count（*） FROM depot"}),
+        ("conflict", {"instruction": "库存最多的商品？", "input": "", "output": "SELECT max(stock) FROM goods"}),
+        (
+            "conflict",
+            {
+                "instruction": "库存最多的商品？",
+                "input": "",
+                "output": "SELECT name FROM goods ORDER BY stock DESC LIMIT 1",
+            },
+        ),
+        ("unreadable", "not an object"),
+    ]
+    rows += [row for _, row in faults]
+    expected = sorted((kind, 151 + place) for place, (kind, _) in enumerate(faults))
+    path = write("dirty.json", rows)
+    found = clean(spec_of(path))
+    assert found.sql
+    assert planted(found) == expected
+    assert [origin.row for origin, _ in found.kept] == list(range(1, 151))
+    assert [value for _, value in found.kept] == good_rows()
+
+
+def test_the_order_of_rows_does_not_hide_faults(write):
+    """Shuffled, with the faults in between: of two equal rows the later one goes."""
+    rows = [*good_rows(60), *good_rows(10)]
+    random.Random(7).shuffle(rows)
+    found = clean(spec_of(write("d.json", rows)))
+    assert [fault.kind for fault in found.faults] == ["duplicate"] * 10
+    assert all(fault.origin.row > fault.other.row for fault in found.faults)
+    assert len({json.dumps(value) for _, value in found.kept}) == len(found.kept) == 60
+
+
+def test_leaks_are_found_by_question_and_by_likeness(write):
+    rows = good_rows(30)
+    held = [
+        {
+            **rows[2],
+            "instruction": rows[2]["instruction"].replace("，", ","),
+            "output": "SELECT 7",
+        },  # the same question
+        {**rows[9], "instruction": rows[9]["instruction"].replace("请", "麻烦")},  # nearly, with the same answer
+        {**rows[11], "instruction": rows[11]["instruction"].replace("20", "19"), "output": "SELECT 3"},  # another year
+    ]
+    path = write("train.json", rows)
+    found = clean(spec_of(path), held_out=spec_of(write("held.json", held)))
+    assert [(f.kind, f.origin.row, f.other.row) for f in found.faults] == [("leak", 3, 1), ("leak", 10, 2)]
+
+
+def test_a_schema_in_every_prompt_makes_no_duplicates(write):
+    schema = "CREATE TABLE t (" + ", ".join(f"column_{i} INT" for i in range(60)) + ")"
+    rows = [
+        {"instruction": f"largest {name}?", "input": schema, "output": f"SELECT max({name}) FROM t"}
+        for name in ("size", "price", "weight", "height", "depth")
+    ]
+    assert clean(spec_of(write("d.json", rows))).faults == ()
+
+
+def test_over_long_rows_need_a_counter(write):
+    path = write("d.json", good_rows(5))
+    assert "lengths" in clean(spec_of(path)).skipped[0]
+    found = clean(spec_of(path), tokens=lambda example: 10 + example.origin.row, cutoff_len=13)
+    assert planted(found) == [("over-long", 4), ("over-long", 5)]
+
+
+def test_preferences(write):
+    rows = [
+        {"instruction": "a question", "chosen": "one", "rejected": "two"},
+        {"instruction": "a question", "chosen": "two", "rejected": "one"},  # the same pair the other way round
+        {"instruction": "a question", "chosen": "one", "rejected": "three"},  # another pair
+        {"instruction": "b question", "chosen": "one", "rejected": ""},
+        {"instruction": "c question", "chosen": "SELECT 1", "rejected": "rubbish"},
+    ]
+    found = clean(spec_of(write("d.json", rows)))
+    assert planted(found) == [("conflict", 1), ("conflict", 2), ("empty", 4)]
+    kept = clean(spec_of(write("d.json", rows)), conflicts=False)
+    assert planted(kept) == planted(found)
+    assert [origin.row for origin, _ in kept.kept] == [1, 2, 3, 5]
+
+
+def test_questions_without_answers_are_not_empty(write):
+    rows = [{"instruction": f"ask about {word}"} for word in ("towns", "rivers", "towns")]
+    assert planted(clean(spec_of(write("d.json", rows)))) == [("duplicate", 3)]
+
+
+@pytest.mark.parametrize("dressed", ["bom", "crlf", "plain"])
+def test_files_as_they_come(write, dressed):
+    """Byte-order mark, Windows line ends, Chinese column names and broken lines, each reported with its row."""
+    lines = [json.dumps({"问题": f"第{n}个问题是什么东西", "答案": "x" * n}, ensure_ascii=False) for n in (1, 2, 3)]
+    text = "\n".join([lines[0], '{"问题": "断', lines[1], "", lines[2]])
+    data = {"bom": "\ufeff" + text, "crlf": text.replace("\n", "\r\n"), "plain": text}[dressed]
+    path = write("d.jsonl", data.encode("utf-8"))
+    found = clean(spec_of(path, columns=("prompt=问题", "response=答案")), sql=False)
+    assert planted(found) == [("unreadable", 2)]
+    assert [origin.row for origin, _ in found.kept] == [1, 3, 4]
+
+
+def test_csv_with_a_row_too_wide(write):
+    path = write("d.csv", "instruction,output\na?,b\nc,d,e\nf?,g\n")
+    found = clean(spec_of(path))
+    assert planted(found) == [("unreadable", 2)]
+    assert "line 3" in found.faults[0].detail
+
+
+def test_the_command_leaves_the_file_and_writes_three(write, capsys):
+    path = write("问答.csv", "instruction,output\nwhat?,that\nwhat?,that\nwho?,she\n")
+    before = path.read_bytes()
+    assert main(["data", "clean", str(path)]) == 0
+    assert path.read_bytes() == before
+    assert path.with_name("问答.clean.csv").read_text(encoding="utf-8") == "instruction,output\nwhat?,that\nwho?,she\n"
+    removed = path.with_name("问答.removed.jsonl").read_text(encoding="utf-8")
+    assert json.loads(removed)["row"] == 2
+    report = json.loads(path.with_name("问答.report.json").read_text(encoding="utf-8"))
+    assert (report["read"], report["kept"], report["faults"]["duplicate"]) == (3, 2, 1)
+    assert [row["row"] for row in report["kept_rows"]] == [1, 3]
+    assert "duplicate: 1" in capsys.readouterr().out
+    assert main(["data", "clean", str(path)]) == 2  # nothing is overwritten
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--column", "promt=问题"], "did you mean prompt"),
+        (["--dialect", "mysqll"], "unknown SQL dialect"),
+        (["--format", "alpacca"], "unknown formatting"),
+        (["--output", "x.xlsx"], "unknown kind of file"),
+    ],
+)
+def test_wrong_options_end_with_one_message(write, capsys, words, message):
+    path = write("d.json", good_rows(3))
+    assert main(["data", "clean", str(path), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------- its parts
+
+
+def test_normal_forms():
+    assert similar.normal("ＡＢ　１２？ \n x") == "AB 12? x"
+    assert similar.bare("你好，World！ 3") == "你好world3"
+    assert similar.figures("第３季度 2.5 二十") == ("3", "2.5", "二十")
+    assert similar.shingles("abcd") == {"abc", "bcd"}
+    assert similar.shingles("你好吗") == {"你好", "好吗"}
+    assert similar.jaccard(similar.shingles("abcd"), similar.shingles("abce")) == 1 / 3
+
+
+def test_near_pairs_are_those_of_all_pairs_compared():
+    draw = random.Random(3)
+    texts = ["".join(draw.choice("abcde") for _ in range(30)) for _ in range(20)]
+    texts += [text[:28] + "xy" for text in texts[:10]]
+    sets = [similar.shingles(text) for text in texts]
+    expected = {(i, j) for j in range(len(texts)) for i in range(j) if similar.jaccard(sets[i], sets[j]) >= 0.75}
+    assert len(expected) >= 10
+    assert {(i, j) for i, j, _ in similar.near_pairs(texts, 0.75)} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "fine"),
+    [
+        ("SELECT 1", True),
+        ("```sql\nSELECT a FROM b;\n```", True),
+        ("WITH x AS (SELECT 1) SELECT * FROM x", True),
+        ("SELECT name FROM 员工表 WHERE 城市 = '北京，上海'", True),
+        ("UPDATE t SET a = 1", True),
+        ("SELECT (1", False),
+        ("hello world", False),
+        ("SELECT a FROM t WHERE b = '开", False),
+        ("SELECT a， b FROM t", False),
+        ("", False),
+    ],
+)
+def test_what_is_sql(text, fine):
+    assert (sql_text.fault(text) is None) == fine
+
+
+def test_equal_statements_and_skeletons():
+    assert sql_text.canonical("select a from t;") is not None
+    assert sql_text.canonical("select a from t;") == sql_text.canonical("SELECT  a\nFROM t -- all")
+    assert sql_text.canonical("SELECT a FROM t") != sql_text.canonical("SELECT b FROM t")
+    assert sql_text.skeleton("SELECT a FROM t WHERE x = 'p' LIMIT 3") == sql_text.skeleton(
+        "select a from t where x='q' limit 5"
+    )
