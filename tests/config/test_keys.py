@@ -46,6 +46,8 @@ def _sample(key: Key) -> Any:
         "eval_dataset": [],
         "warmup_ratio": 0.25,
         "reward_model_type": "full",
+        "lr_scheduler_kwargs": {"num_cycles": 2},
+        "lr_scheduler_type": "constant",
     }
     if key.name in chosen:
         return chosen[key.name]
@@ -136,6 +138,7 @@ def test_every_key_that_is_acted_on_round_trips(kind: str) -> None:
         given |= {
             "interleave_probs": {"dataset": "d", "mix_strategy": "interleave_over"},
             "reward_model_adapters": {"reward_model_type": "full"},
+            "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine"},
         }.get(name, {})
         config = load(given)
         assert _as_json(getattr(config, name)) == given[name], name

@@ -229,3 +229,51 @@ def test_adapters_are_not_stacked_under_trained_weights(keys: Keys, sft_folder: 
     with pytest.raises(ConfigError, match="adapter_name_or_path") as caught:
         load(keys("sft", tmp_path / "x", finetuning_type="full", adapter_name_or_path=str(sft_folder)))
     assert "merge it first" in caught.value.remedy
+
+
+# ------------------------------------------------------------------------------------------------- other ways to train
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adagrad", "rmsprop"])
+def test_other_optimizers_train_and_are_resumed(optim: str, run: Run, tmp_path: Path) -> None:
+    more = {"optim": optim, "max_steps": 3, "save_steps": 1, "lr_scheduler_type": "cosine_with_min_lr"}
+    more |= {"lr_scheduler_kwargs": {"min_lr_rate": 0.5}}
+    whole = run("sft", tmp_path / "whole", **more)
+    again = run("sft", tmp_path / "again", **more, resume_from_checkpoint=str(whole.checkpoint_path(2)))
+    last = whole.metrics("train")[-1]
+    assert last["loss"] == again.metrics("train")[-1]["loss"]
+    assert last["lr"] == pytest.approx(1e-3 * (0.5 + 0.5 * 0.25))  # cos(2/3 pi) = -1/2
+
+
+def test_a_full_policy_s_preferences_start_from_its_own_reference(run: Run, tmp_path: Path) -> None:
+    folder = run("dpo", tmp_path / "run", finetuning_type="full")
+    first, second = (row["loss"] for row in folder.metrics("train")[:2])
+    assert first == pytest.approx(0.693147, abs=1e-5) and second != first  # log 2: the policy is its reference
+
+
+def test_neftune_is_noise_of_the_stated_size_in_training_alone(keys: Keys, tmp_path: Path) -> None:
+    session = assemble(load(keys("sft", tmp_path / "x", neftune_noise_alpha=5)))
+    embed = session.roles.model.get_input_embeddings()
+    ids = torch.randint(0, 300, (1, 50), generator=torch.Generator().manual_seed(0))
+    noise = (embed(ids) - embed.weight[ids]).detach()
+    size = 5 / (50 * 64) ** 0.5
+    assert float(noise.abs().max()) <= size + 1e-6
+    assert float(noise.std()) == pytest.approx(size / 3**0.5, rel=0.05)
+    with torch.no_grad():
+        assert torch.equal(embed(ids), embed.weight[ids])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"lr_scheduler_kwargs": {"power": 2}}, "linear has no 'power'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs min_lr or min_lr_rate"),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "two"}}, "'two'"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "needs num_decay_steps"),
+        ({"loraplus_lr_ratio": 4, "finetuning_type": "full"}, "loraplus_lr_ratio"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told(given: dict[str, Any], says: str, keys: Keys, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(keys("sft", tmp_path / "x", **given))
+    assert says in str(caught.value)

@@ -119,7 +119,7 @@ IGNORED: list[tuple[str, str, Any, str]] = [
     ("preprocessing_batch_size", "int", 1000, _LOADER),
     ("data_shared_file_system", "bool", False, _ONE_PROCESS),
     # freeze, lora
-    ("loraplus_lr_embedding", "float", 1e-6, _only_with("loraplus_lr_ratio")),
+    ("loraplus_lr_embedding", "float", 1e-6, "embeddings get no low-rank adapter; additional_target trains them whole"),
     ("pissa_iter", "int", 16, _only_with("pissa_init")),
     ("hyper_parallel_args", "any", None, _only_with("use_hyper_parallel")),
     ("asft_alpha", "float", 0.1, _only_with("use_asft_loss")),
@@ -265,7 +265,6 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
      "leave it out"),
     ("tokenized_path", "str", None, "tokenised sets are neither saved nor loaded yet",
      "leave it out; tokenising is quick"),
-    ("loraplus_lr_ratio", "float", None, "LoRA+ gives the two factors different learning rates", _LORA),
     ("pissa_init", "bool", False, "it changes the base, which is never changed here", _LORA),
     ("pissa_convert", "bool", False, "it belongs to pissa_init", _LORA),
     ("reward_model_quantization_bit", "int", None, "quantised bases are not supported yet", "leave it out"),
@@ -283,11 +282,9 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
      "gradient_accumulation_steps"),
     ("fp8", "bool", False, "there is no fp8 training", "compute_dtype: bfloat16"),
     # transformers
-    ("lr_scheduler_kwargs", "any", HF, "the schedules have no further settings", "leave it out"),
     ("optim_args", "str", HF, "AdamW takes adam_beta1, adam_beta2, adam_epsilon and weight_decay", "those keys"),
     ("optim_target_modules", "any", HF, _OPTIMIZER, _ADAMW),
     ("label_smoothing_factor", "float", HF, _LOSS, "label_smoothing_factor: 0"),
-    ("neftune_noise_alpha", "float", HF, "noise on the embeddings is not supported", "lora_dropout, in stage sft"),
     ("bf16_full_eval", "bool", HF, "evaluation runs in the type of training", "compute_dtype"),
     ("fp16_full_eval", "bool", HF, "evaluation runs in the type of training", "compute_dtype"),
     ("tf32", "bool", HF, "it changes the precision of float32 products", "compute_dtype: bfloat16"),
@@ -316,11 +313,9 @@ OFF: dict[str, tuple[Any, ...]] = {
     "generation_num_beams": (1,),
     "quantization_bit": (0, 16),
     "label_smoothing_factor": (0,),
-    "neftune_noise_alpha": (0,),
     "tf32": (False,),
     "ray_num_workers": (0,),
     "mixture_of_depths": (False,),
-    "lr_scheduler_kwargs": ({},),
 }
 
 REMOVED = {
@@ -354,9 +349,6 @@ REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
             ),
             *(
                 "adafactor",
-                "sgd",
-                "adagrad",
-                "rmsprop",
                 "lion_32bit",
                 "lion_8bit",
                 "adamw_apex_fused",
@@ -367,8 +359,9 @@ REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
     **{
         ("lr_scheduler_type", name): ("it is another course of the learning rate", "cosine, or linear")
         for name in (
-            *("cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "reduce_lr_on_plateau"),
-            *("warmup_stable_decay", "greedy"),
+            "cosine_warmup_with_min_lr",
+            "reduce_lr_on_plateau",
+            "greedy",
         )
     },
 }

@@ -452,6 +452,15 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
             "interleave_probs", f"{len(config.interleave_probs)} shares for {len(config.dataset)} data sets",
             "each data set of `dataset` has a share", "write one number per data set",
         )  # fmt: skip
+    if problem := _course_problem(config.lr_scheduler_type, config.lr_scheduler_kwargs or {}):
+        wrong("lr_scheduler_kwargs", *problem)
+    if config.loraplus_lr_ratio is not None and config.do_train and config.finetuning_type != "lora":
+        wrong(
+            "loraplus_lr_ratio",
+            f"with finetuning_type: {config.finetuning_type}",
+            "it is for LoRA's B",
+            "learning_rate",
+        )
     if config.do_train and config.finetuning_type != "lora" and config.adapter_name_or_path:
         wrong(
             "adapter_name_or_path", f"an adapter with finetuning_type: {config.finetuning_type}",
@@ -509,6 +518,48 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
         if config.temperature == 0:
             wrong("temperature", "0 in rollouts", "the likeliest answer is always the same: nothing to compare", "1.0")
     return problems
+
+
+# The settings of each course of the learning rate, and of which one is needed.
+_COURSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "cosine": (("num_cycles",), ()),
+    "cosine_with_restarts": (("num_cycles",), ()),
+    "cosine_with_min_lr": (("num_cycles", "min_lr", "min_lr_rate"), ("min_lr", "min_lr_rate")),
+    "polynomial": (("lr_end", "power"), ()),
+    "inverse_sqrt": (("timescale",), ()),
+    "warmup_stable_decay": (
+        ("num_decay_steps", "num_stable_steps", "decay_type", "min_lr_ratio"),
+        ("num_decay_steps",),
+    ),
+}
+
+
+def _course_problem(kind: str, given: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """What is wrong with `lr_scheduler_kwargs`, why, and what to do; None if nothing is."""
+    known, needed = _COURSES.get(kind, ((), ()))
+    for name, value in given.items():
+        if name not in known:
+            return (
+                f"{kind} has no {name!r}",
+                "nobody would read it",
+                f"choose from: {', '.join(known)}" if known else "{}",
+            )
+        if name == "decay_type":
+            if value not in ("linear", "cosine", "1-sqrt"):
+                return f"decay_type: {value!r}", "there is no such curve", "linear, cosine or 1-sqrt"
+            continue
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            return f"{name}: {value!r}", "it must be a number", f"{name}: 1"
+    if needed and sum(name in given for name in needed) != 1:
+        what = " or ".join(needed)
+        return (
+            f"{kind} needs {what}",
+            f"given: {', '.join(given) or 'nothing'}",
+            "lr_scheduler_kwargs: {" + needed[0] + ": ...}",
+        )
+    return None
 
 
 def _differences(config: StageConfig) -> list[str]:

@@ -204,6 +204,9 @@ class StageConfig(BaseModel):
     preprocessing_num_workers: Count | None = key(
         "Data", None, "processes that encode rows, for sets of 2000 rows or more; same result"
     )
+    neftune_noise_alpha: NonNegative | None = key(
+        "Optimisation", None, "NEFTune: noise on the input embeddings in training", stages=("pt", "sft")
+    )
     train_on_prompt: bool = key("Data", False, "train on every token of the row", stages=("sft",))
     mask_history: bool = key("Data", False, "train on the last answer only", stages=("sft",))
     disable_shuffling: bool = key("Data", False, "keep the rows in file order", stages=TRAINING)
@@ -224,15 +227,29 @@ class StageConfig(BaseModel):
         "Optimisation", 3.0, "passes over the data, unless max_steps is set", stages=TRAINING
     )
     max_steps: Integer = key("Optimisation", -1, "steps in all; 0 or less: by num_train_epochs", stages=TRAINING)
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
-        key("Optimisation", "linear", "course of the learning rate after the warm-up", stages=TRAINING)
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "constant",
+        "constant_with_warmup",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = key("Optimisation", "linear", "course of the learning rate after the warm-up", stages=TRAINING)
+    lr_scheduler_kwargs: dict[str, Any] | None = key(
+        "Optimisation", None, "settings of that course: num_cycles, min_lr, power ...", stages=TRAINING
     )
     warmup_ratio: BelowOne = key("Optimisation", 0.0, "warm-up as a share of all steps", stages=TRAINING)
     warmup_steps: NonNegative = key(
         "Optimisation", 0.0, "warm-up in steps; below 1 a share of all steps", stages=TRAINING
     )
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_hf"] = key(
-        "Optimisation", "adamw_torch", "AdamW under any of its names", stages=TRAINING
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adamw_hf", "sgd", "adagrad", "rmsprop"] = key(
+        "Optimisation", "adamw_torch", "AdamW under any of its names, or torch's SGD, Adagrad, RMSprop", stages=TRAINING
+    )
+    loraplus_lr_ratio: Positive | None = key(
+        "Optimisation", None, "LoRA+: B matrices learn this many times as fast as A", stages=TRAINING
     )
     weight_decay: NonNegative = key("Optimisation", 0.0, "decoupled weight decay", stages=TRAINING)
     adam_beta1: BelowOne = key("Optimisation", 0.9, "decay of the first moment", stages=TRAINING)

@@ -18,6 +18,7 @@ from trimtab.models import lora
 from trimtab.models.forward import Layout, choose_layout
 from trimtab.models.heads import HeadRecord
 from trimtab.models.load import base_fingerprint, decoder, load_base, resolve_model
+from trimtab.models.neftune import add_noise
 from trimtab.models.roles import CRITIC as CRITIC
 from trimtab.models.roles import POLICY as POLICY
 from trimtab.models.roles import REFERENCE as REFERENCE
@@ -154,8 +155,12 @@ def assemble(config: StageConfig) -> Session:
     parts = Parts(tokenizer=tokenizer, template=template, device=device, dtype=dtype, fingerprint=fingerprint)
     defined = define_roles(config, roles, parts)
     record = defined.record
-    layout, why = choose_layout(roles.models(), config.layout)
+    noisy = config.stage in ("pt", "sft") and bool(config.neftune_noise_alpha)
+    # the size of the noise is that of a row in its own sequence, as users of other trainers know it
+    layout, why = choose_layout(roles.models(), "padded" if noisy else config.layout)
     say(f"layout {layout}: {why}")
+    if noisy:
+        add_noise(roles.model, config.neftune_noise_alpha)
     if config.gradient_checkpointing:
         checkpoint_layers(roles)
     return Session(

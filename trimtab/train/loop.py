@@ -46,7 +46,7 @@ class Trainer(Protocol):
     """
 
     steps_per_epoch: int
-    optimizers: dict[str, torch.optim.AdamW]
+    optimizers: dict[str, torch.optim.Optimizer]
     learning_rates: dict[str, float]
     best_metric: tuple[str, bool]
     current: list[dict[str, Any]]
@@ -98,7 +98,14 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                     say(f"stopped at step {number}: no better evaluation in the last {config.early_stopping_steps}")
                     break
                 warmup = config.warmup(total)
-                factor = schedule(config.lr_scheduler_type, number, total, warmup)
+                factor = schedule(
+                    config.lr_scheduler_type,
+                    number,
+                    total,
+                    warmup,
+                    settings=config.lr_scheduler_kwargs,
+                    learning_rate=config.learning_rate,
+                )
                 for role, optimizer in trainer.optimizers.items():
                     set_learning_rate(optimizer, trainer.learning_rates[role] * factor)
                 torch.manual_seed(config.seed * 1_000_003 + number)  # dropout; nothing else reads torch's generator

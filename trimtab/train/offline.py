@@ -18,7 +18,7 @@ from trimtab.rewards import with_tail
 from trimtab.rewards.model import score_rows_as
 from trimtab.train.assemble import POLICY, REWARD, Session
 from trimtab.train.loop import Figures
-from trimtab.train.optim import make_adamw
+from trimtab.train.optim import make_optimizer
 from trimtab.train.step import Forward, backward_rows, backward_tokens, clip_and_step
 from trimtab.types import Example, Pair, PairBatch, Sampling, TokenBatch, TokenRow, take
 
@@ -38,7 +38,7 @@ class OfflineTrainer:
         if self.algorithm.reads == "reward":
             # a random head starts with one large score for everything; the pairwise loss cannot see it, centring would fight it
             self._subtract_mean(self.pair_rows(self.rows[:32]))
-        self.optimizers = {self.role: make_adamw(self.parameters, config, config.learning_rate)}
+        self.optimizers = {self.role: make_optimizer(self.parameters, config, config.learning_rate)}
         self.learning_rates = {self.role: config.learning_rate}
         self.current: list[dict[str, Any]] = []
         self.best_metric = ("accuracy", True) if self.algorithm.reads == "reward" else ("loss", False)

@@ -26,7 +26,7 @@ from trimtab.rundir import RunFolder
 from trimtab.train.assemble import CRITIC, POLICY, REFERENCE, Session
 from trimtab.train.loop import Figures
 from trimtab.train.offline import described, score_tasks
-from trimtab.train.optim import make_adamw
+from trimtab.train.optim import make_optimizer
 from trimtab.train.rollout import Collected, collect, completion_row, reward_completions, score_role
 from trimtab.train.step import Forward, Sums, backward_tokens, clip_and_step
 from trimtab.types import Completion, LossTerms, Prompt, RolloutBatch, Sampling, take
@@ -62,7 +62,7 @@ class OnlineTrainer:
         if CRITIC in self.parameters:
             self.learning_rates[CRITIC] = config.critic_learning_rate or config.learning_rate
         self.optimizers = {
-            role: make_adamw(p, config, self.learning_rates[role]) for role, p in self.parameters.items()
+            role: make_optimizer(p, config, self.learning_rates[role]) for role, p in self.parameters.items()
         }
         self.warmup = config.critic_warmup_steps
         if self.warmup is None:

@@ -23,7 +23,7 @@ from trimtab.ops.reduction import reduction_weights
 from trimtab.train.assemble import POLICY, Session
 from trimtab.train.loop import Figures, total_steps
 from trimtab.train.offline import run_tasks, scored_mask
-from trimtab.train.optim import make_adamw
+from trimtab.train.optim import make_optimizer
 from trimtab.train.reference import reference_logp
 from trimtab.train.rollout import score_role
 from trimtab.train.step import Forward, Sums, backward_tokens, clip_and_step
@@ -62,7 +62,7 @@ class PreferenceTrainer:
         self.held_out = self._answers(data.eval[:limit], data.eval_examples[:limit], more=data.train)
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.parameters = session.roles.trainable(POLICY)
-        self.optimizers = {POLICY: make_adamw(self.parameters, config, config.learning_rate)}
+        self.optimizers = {POLICY: make_optimizer(self.parameters, config, config.learning_rate)}
         self.learning_rates = {POLICY: config.learning_rate}
         self.best_metric = ("loss", False)
         self.seen = (
