@@ -156,10 +156,15 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What a causal LM says of the scored tokens, at the rollout temperature."""
+    """What a causal LM says of the scored tokens, at the rollout temperature.
+
+    Attributes:
+        mean_logp: the mean of log p over the whole vocabulary, where it was asked for (label smoothing).
+    """
 
     logp: Float[Tensor, "b t"]
     entropy: Float[Tensor, "b t"]
+    mean_logp: Float[Tensor, "b t"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

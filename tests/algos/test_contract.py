@@ -20,6 +20,7 @@ NAN = float("nan")
 
 # The keys that the algorithms read, at their YAML defaults (a frozen config of the right stage has these and many more).
 KEYS = SimpleNamespace(
+    label_smoothing_factor=0.0,
     center_rewards_coef=0.0,
     group_size=1,
     ppo_epochs=4,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.ops import logprobs
-from trimtab.ops.logprobs import logprobs_and_entropy, logprobs_and_entropy_plain
+from trimtab.ops.logprobs import logprobs_and_entropy, logprobs_and_entropy_plain, vocabulary_mean
 
 pytestmark = [pytest.mark.unit, pytest.mark.property]
 
@@ -157,3 +157,20 @@ def test_no_array_of_all_logits_is_ever_made() -> None:
         logp, entropy = logprobs_and_entropy(hidden, weight, torch.zeros(64, dtype=torch.int64), chunk=8)
         (logp.sum() + entropy.sum()).backward()
     assert max(sizes) == 8 * 100
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_mean_over_the_vocabulary_is_that_of_the_logits(temperature: float, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(6, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    weight = torch.randn(9, 5, dtype=torch.float64, generator=generator).requires_grad_()
+    bias = torch.randn(9, dtype=torch.float64, generator=generator) if biased else None
+    targets = torch.tensor([0, 8, 3, 3, 1, 7])
+    log_p = torch.log_softmax(torch.nn.functional.linear(hidden, weight, bias) / temperature, dim=-1)
+    expected = torch.autograd.grad(log_p.mean(-1).square().sum(), (hidden, weight))
+    logp, _ = logprobs_and_entropy(hidden, weight, targets, temperature=temperature, bias=bias)
+    found = vocabulary_mean(hidden, weight, targets, logp, temperature=temperature, bias=bias)
+    torch.testing.assert_close(found, log_p.mean(-1))
+    for mine, theirs in zip(torch.autograd.grad(found.square().sum(), (hidden, weight)), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)

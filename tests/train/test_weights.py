@@ -251,6 +251,30 @@ def test_a_full_policy_s_preferences_start_from_its_own_reference(run: Run, tmp_
     assert first == pytest.approx(0.693147, abs=1e-5) and second != first  # log 2: the policy is its reference
 
 
+def test_label_smoothing_is_that_of_transformers(keys: Keys, run: Run, tmp_path: Path) -> None:
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    given = keys("sft", tmp_path / "x", label_smoothing_factor=0.1, finetuning_type="full", max_steps=1)
+    session = assemble(load(given))
+    chosen = [session.data.train[i] for i in batches(9, 3, 42, 0, True)[0]]
+    width = max(len(row.token_ids) for row in chosen)
+    ids = torch.tensor([[*row.token_ids, *[0] * (width - len(row.token_ids))] for row in chosen])
+    labels = torch.full_like(ids, -100)
+    for i, row in enumerate(chosen):
+        labels[i, list(row.scored)] = ids[i, list(row.scored)]
+    model = AutoModelForCausalLM.from_pretrained(given["model_name_or_path"], dtype=torch.float32)
+    loss = LabelSmoother(epsilon=0.1)({"logits": model(ids).logits}, labels, shift_labels=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    (row,) = run("sft", tmp_path / "run", label_smoothing_factor=0.1, finetuning_type="full", max_steps=1).metrics(
+        "train"
+    )
+    assert row["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert row["grad_norm/policy"] == pytest.approx(float(norm), rel=1e-4)
+    plain = F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    assert row["nll"] == pytest.approx(float(plain), rel=1e-5)
+
+
 def test_neftune_is_noise_of_the_stated_size_in_training_alone(keys: Keys, tmp_path: Path) -> None:
     session = assemble(load(keys("sft", tmp_path / "x", neftune_noise_alpha=5)))
     embed = session.roles.model.get_input_embeddings()

@@ -284,7 +284,6 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
     # transformers
     ("optim_args", "str", HF, "AdamW takes adam_beta1, adam_beta2, adam_epsilon and weight_decay", "those keys"),
     ("optim_target_modules", "any", HF, _OPTIMIZER, _ADAMW),
-    ("label_smoothing_factor", "float", HF, _LOSS, "label_smoothing_factor: 0"),
     ("bf16_full_eval", "bool", HF, "evaluation runs in the type of training", "compute_dtype"),
     ("fp16_full_eval", "bool", HF, "evaluation runs in the type of training", "compute_dtype"),
     ("tf32", "bool", HF, "it changes the precision of float32 products", "compute_dtype: bfloat16"),
@@ -312,7 +311,6 @@ OFF: dict[str, tuple[Any, ...]] = {
     "eval_num_beams": (0, 1),
     "generation_num_beams": (1,),
     "quantization_bit": (0, 16),
-    "label_smoothing_factor": (0,),
     "tf32": (False,),
     "ray_num_workers": (0,),
     "mixture_of_depths": (False,),

@@ -207,6 +207,9 @@ class StageConfig(BaseModel):
     neftune_noise_alpha: NonNegative | None = key(
         "Optimisation", None, "NEFTune: noise on the input embeddings in training", stages=("pt", "sft")
     )
+    label_smoothing_factor: BelowOne = key(
+        "Optimisation", 0.0, "share of each label that is spread over the vocabulary", stages=("pt", "sft")
+    )
     train_on_prompt: bool = key("Data", False, "train on every token of the row", stages=("sft",))
     mask_history: bool = key("Data", False, "train on the last answer only", stages=("sft",))
     disable_shuffling: bool = key("Data", False, "keep the rows in file order", stages=TRAINING)

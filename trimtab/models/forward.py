@@ -30,7 +30,7 @@ from trimtab.models import attention
 from trimtab.models.attention import Tree, Trees
 from trimtab.models.heads import ValueHead
 from trimtab.models.load import decoder, head_bias, head_weight
-from trimtab.ops.logprobs import logprobs_and_entropy
+from trimtab.ops.logprobs import logprobs_and_entropy, vocabulary_mean
 from trimtab.types import Scores, TokenRow
 
 Layout = Literal["padded", "packed", "shared"]
@@ -44,13 +44,14 @@ class TokenScores:
     logp: Float[Tensor, "b t"] | None = None
     entropy: Float[Tensor, "b t"] | None = None
     values: Float[Tensor, "b t"] | None = None
+    mean_logp: Float[Tensor, "b t"] | None = None
 
     @property
     def policy(self) -> Scores:
         """What a policy loss reads; the LM head must have been asked for."""
         if self.logp is None or self.entropy is None:
             raise ValueError("these scores were computed without the LM head")
-        return Scores(logp=self.logp, entropy=self.entropy)
+        return Scores(logp=self.logp, entropy=self.entropy, mean_logp=self.mean_logp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +241,7 @@ def score_tokens(
     lm_head: bool = True,
     head: ValueHead | None = None,
     width: int | None = None,
+    mean_logp: bool = False,
 ) -> TokenScores:
     """Log-probability, entropy and value of every scored token, each from the hidden state *before* that token.
 
@@ -249,6 +251,7 @@ def score_tokens(
         lm_head: compute `logp` and `entropy`.
         head: compute `values` with this head.
         width: make the arrays this wide, t of a larger batch that these rows are part of.
+        mean_logp: compute the mean of log p over the vocabulary too.
     """
     device = next(model.parameters()).device
     packed = pack(rows, layout, device, _heads(model))
@@ -261,15 +264,21 @@ def score_tokens(
     mask = torch.zeros(b, t, dtype=torch.bool, device=device).index_put(
         (owner, slot), torch.tensor(True, device=device)
     )
-    logp = entropy = None
+    logp = entropy = average = None
     if lm_head:
         targets = torch.tensor([row.token_ids[i] for row in rows for i in row.scored], device=device)
         flat_logp, flat_entropy = logprobs_and_entropy(
             states, head_weight(model), targets, temperature=temperature, bias=head_bias(model)
         )
         logp, entropy = spread(flat_logp), spread(flat_entropy)
+        if mean_logp:
+            average = spread(
+                vocabulary_mean(
+                    states, head_weight(model), targets, flat_logp, temperature=temperature, bias=head_bias(model)
+                )
+            )
     values = spread(head(states)) if head is not None else None
-    return TokenScores(mask=mask, logp=logp, entropy=entropy, values=values)
+    return TokenScores(mask=mask, logp=logp, entropy=entropy, values=values, mean_logp=average)
 
 
 def score_rows(

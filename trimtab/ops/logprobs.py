@@ -62,6 +62,31 @@ def logprobs_and_entropy_plain(
     return logp, -(log_p.exp() * log_p).sum(dim=-1)
 
 
+def vocabulary_mean(
+    hidden: Float[Tensor, "s d"],
+    weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, " s"],
+    logp: Float[Tensor, " s"],
+    *,
+    temperature: float = 1.0,
+    bias: Float[Tensor, " v"] | None = None,
+) -> Float[Tensor, " s"]:
+    """1/V sum over v of log p(v): what label smoothing pulls up. No logits: with z = (W h + b) / T and log p(v) = z_v - log Z,
+
+        mean_v log p(v) = mean_v z_v - log Z = logp(target) + h . (mean_v w_v - w_target) / T      (and likewise for b)
+
+    Args:
+        logp: log p of the targets at this temperature, as `logprobs_and_entropy` gives it, gradients included.
+    """
+    wide = _wide(hidden)
+    direction = weight.to(wide).mean(dim=0) - weight[targets].to(wide)
+    z = torch.linalg.vecdot(hidden.to(wide), direction)
+    if bias is not None:
+        z = z + bias.to(wide).mean() - bias[targets].to(wide)
+    found: Tensor = logp + z / temperature
+    return found
+
+
 def _wide(x: Tensor) -> torch.dtype:
     """The dtype of softmax and sums."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -55,6 +55,7 @@ class OfflineTrainer:
             budget=self.session.budget,
             layout=self.session.layout,
             dropout=config.lora_dropout if self.algorithm.reads == "logprobs" else 0.0,
+            mean_logp=bool(config.label_smoothing_factor),
         )
         if self.algorithm.reads == "reward":
             sums, tokens = self._pairs(chosen, how, names)

@@ -48,12 +48,14 @@ class Sums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
-    """How the rows of a step are computed: token budget, layout for rows of one prompt, temperature, dropout."""
+    """How the rows of a step are computed: token budget, layout for rows of one prompt, temperature, dropout; for
+    label smoothing also the mean of log p over the vocabulary."""
 
     budget: int
     layout: Layout = "padded"
     temperature: float = 1.0
     dropout: float = 0.0
+    mean_logp: bool = False
 
 
 def backward_tokens(
@@ -93,6 +95,7 @@ def backward_tokens(
                 lm_head=lm_head,
                 head=spec.head if value_head else None,
                 width=width,
+                mean_logp=how.mean_logp,
             )
             terms = loss(scores, chunk)
             entries, mask = chunk, scores.mask
