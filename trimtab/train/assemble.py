@@ -160,7 +160,7 @@ def assemble(config: StageConfig) -> Session:
     layout, why = choose_layout(roles.models(), "padded" if noisy else config.layout)
     say(f"layout {layout}: {why}")
     if noisy:
-        add_noise(roles.model, config.neftune_noise_alpha)
+        add_noise(roles.model, config.neftune_noise_alpha or 0.0)
     if config.gradient_checkpointing:
         checkpoint_layers(roles)
     return Session(
