@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,11 @@ def test_explain_says_the_state_of_every_key() -> None:
     assert rows["learning_rate"].origin == "default"
     assert dump_resolved(config)["hf_hub_token"] is None
     assert "abc" not in str(dump_resolved(config))
+
+
+def test_every_refused_key_has_its_reason_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "differences.md").read_text(encoding="utf-8")
+    table = page.partition("## Keys that are refused, and why")[2].splitlines()
+    first = " ".join(line.split("|")[1] for line in table if line.startswith("| `"))
+    values = {"optim", "greedy", "cosine_warmup_with_min_lr"}  # keys and values of keys that are acted on
+    assert set(re.findall("`([a-z0-9_]+)`", first)) - values == {k.name for k in KEYS.values() if k.state == "refused"}

@@ -301,3 +301,22 @@ def test_settings_that_do_not_fit_are_told(given: dict[str, Any], says: str, key
     with pytest.raises(ConfigError) as caught:
         load(keys("sft", tmp_path / "x", **given))
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"use_dora": True},
+        {"additional_target": "lm_head,embed_tokens", "lora_target": "q_proj"},
+        {"finetuning_type": "full"},
+    ],
+    ids=["dora", "whole modules", "full"],
+)
+def test_what_samples_is_what_scores_after_an_update_too(
+    more: dict[str, Any], run: Run, rm_on_base: Path, tmp_path: Path
+) -> None:
+    """Whatever is trained, the engine must read it as it is now."""
+    folder = run("ppo", tmp_path / "run", reward_model=str(rm_on_base), learning_rate=1e-2, **more)
+    rows = folder.metrics("train")
+    assert abs(rows[1]["kl/k1_sequence"]) > 1e-3  # the first step moved the policy
+    assert all(row["sampler_diff/max"] < 1e-4 for row in rows)

@@ -128,7 +128,6 @@ IGNORED: list[tuple[str, str, Any, str]] = [
     ("freeze_multi_modal_projector", "bool", True, _NO_MEDIA),
     ("compute_accuracy", "bool", False, "adds a metric there; what each stage measures is fixed here"),
     ("include_effective_tokens_per_second", "bool", False, "always logged"),
-    ("ref_model_quantization_bit", "int", None, _only_with("ref_model")),
     ("length_penalty", "float", 1.0, "read by beam search only, and there is none"),
     # several processes
     ("ray_init_kwargs", "any", None, _ONE_PROCESS),
@@ -268,6 +267,7 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
     ("pissa_init", "bool", False, "it changes the base, which is never changed here", _LORA),
     ("pissa_convert", "bool", False, "it belongs to pissa_init", _LORA),
     ("reward_model_quantization_bit", "int", None, "quantised bases are not supported yet", "leave it out"),
+    ("ref_model_quantization_bit", "int", None, "quantised bases are not supported yet", "leave it out"),
     ("use_llama_pro", "bool", False, "it trains added layers", _LORA),
     *((name, "bool", False, _OPTIMIZER, _ADAMW) for name in (
         "use_adam_mini", "use_muon", "use_galore", "use_apollo", "use_badam", "adafactor")),
