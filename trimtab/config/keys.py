@@ -262,8 +262,6 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
      "one run of do_eval per data set"),
     ("preserve_thinking", "bool", False, "thoughts of earlier turns are stripped, as the model was trained",
      "leave it out"),
-    ("tokenized_path", "str", None, "tokenised sets are neither saved nor loaded yet",
-     "leave it out; tokenising is quick"),
     ("pissa_init", "bool", False, "it changes the base, which is never changed here", _LORA),
     ("pissa_convert", "bool", False, "it belongs to pissa_init", _LORA),
     ("reward_model_quantization_bit", "int", None, "quantised bases are not supported yet", "leave it out"),

@@ -201,6 +201,12 @@ class StageConfig(BaseModel):
     neat_packing: bool = key(
         "Data", False, "a batch counts packs of cutoff_len tokens; no row sees another", stages=("pt", "sft")
     )
+    tokenized_path: Text | None = key(
+        "Data",
+        None,
+        "folder of the encoded rows: loaded if it is there, else made; refused if made of anything else",
+        stages=TRAINING,
+    )
     preprocessing_num_workers: Count | None = key(
         "Data", None, "processes that encode rows, for sets of 2000 rows or more; same result"
     )

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from trimtab.data import encode, info, order, packing
+from trimtab.data import encode, info, order, packing, tokenized
 from trimtab.data.dropped import Dropped
 from trimtab.data.formats import FORMATS
 from trimtab.data.order import batches, epoch_order
+from trimtab.data.stage import Report, SetReport, StageData
 from trimtab.data.templates import Template
 from trimtab.data.tokenizer import Tokenizer
 from trimtab.data.workers import mapped
@@ -33,93 +35,6 @@ LONG = 2000  # rows from which encoding may take more than a moment
 __all__ = ["Report", "SetReport", "StageData", "batches", "epoch_order", "load_data"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetReport:
-    """What became of one data set: rows read, and rows that are examples."""
-
-    name: str
-    source: str
-    read: int
-    examples: int
-    unread_columns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """The arithmetic of a stage's data.
-
-    Attributes:
-        sets: each data set, those for evaluation included.
-        dropped: every row that is not used.
-        examples: rows after mixing, before encoding.
-        train, eval: rows after encoding and splitting.
-        cut: rows that did not fit within cutoff_len and lost tokens; `lost` of them in all.
-        lengths: tokens of every row (of the longer answer's row for pairs), train and eval.
-        scored: of those, the tokens that are learnt or scored.
-        duplicates: rows whose tokens are those of an earlier row.
-        overlap: held-out rows whose prompt is also trained on.
-        notes: what the user should know.
-    """
-
-    sets: tuple[SetReport, ...]
-    dropped: tuple[Dropped, ...]
-    examples: int
-    train: int
-    eval: int
-    cut: int
-    lost: int
-    lengths: tuple[int, ...]
-    scored: tuple[int, ...]
-    duplicates: int
-    overlap: int
-    notes: tuple[str, ...] = ()
-
-    def reasons(self) -> dict[str, list[Dropped]]:
-        """Dropped rows by reason, the most frequent first."""
-        counted = Counter(row.reason for row in self.dropped)
-        return {reason: [row for row in self.dropped if row.reason == reason] for reason, _ in counted.most_common()}
-
-    def lines(self) -> list[str]:
-        """The report as a few lines for the start of a run."""
-        read = sum(s.read for s in self.sets)
-        held = f", {self.eval} held out" if self.eval else ""
-        lines = [f"data: {read} rows read, {len(self.dropped)} dropped, {self.train} to train on{held}"]
-        for reason, rows in self.reasons().items():
-            shown = "; ".join(str(row.origin) + (f" ({row.detail})" if row.detail else "") for row in rows[:3])
-            lines.append(f"  dropped {len(rows)}: {reason}: {shown}" + (" ..." if len(rows) > 3 else ""))
-        if self.lengths:
-            ordered = sorted(self.lengths)
-            middle, high = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-            lines.append(f"  tokens a row: median {middle}, 95 % within {high}, longest {ordered[-1]}")
-        if self.cut:
-            lines.append(f"  {self.cut} rows cut to cutoff_len, {self.lost} tokens lost")
-        if self.duplicates:
-            lines.append(f"  {self.duplicates} rows repeat an earlier one")
-        if self.overlap:
-            lines.append(f"  {self.overlap} held-out rows have a prompt that is also trained on")
-        return [*lines, *(f"  {note}" for note in self.notes)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageData(Generic[RowT]):
-    """The rows of a stage: token rows for pt, sft and kto, pairs for rm and its like, prompts for ppo.
-
-    Attributes:
-        train_examples, eval_examples: the example of each row, in the same order.
-        eval_prompts: the held-out prompts, for evaluation by generating; the gold answer is `prompt.example.response`.
-        packs: with neat_packing, the numbers of the training rows that are one item of a batch; else None.
-    """
-
-    stage: str
-    train: list[RowT]
-    eval: list[RowT]
-    train_examples: list[Example]
-    eval_examples: list[Example]
-    eval_prompts: list[Prompt]
-    report: Report
-    packs: list[list[int]] | None = None
-
-
 @dataclass(slots=True)
 class _Tally:
     """What is counted while rows pass."""
@@ -133,7 +48,26 @@ class _Tally:
 
 
 def load_data(config: Config, tokenizer: Tokenizer, template: Template) -> StageData[Any]:
-    """The rows of a stage.
+    """The rows of a stage; those that `tokenized_path` holds, where it does, and else it is given them.
+
+    Args and Raises are those of `read_data`, and
+
+    Raises:
+        DataError: the folder at `tokenized_path` was made from other data or settings.
+    """
+    folder = getattr(config, "tokenized_path", None)
+    if folder is None:
+        return read_data(config, tokenizer, template)
+    made_of = tokenized.record(config, tokenizer, template)
+    found = tokenized.load(Path(folder), made_of)
+    if found is None:
+        found = read_data(config, tokenizer, template)
+        tokenized.save(Path(folder), found, made_of)
+    return replace(found, eval_prompts=_prompts(found.eval, found.eval_examples, config, tokenizer, template))
+
+
+def read_data(config: Config, tokenizer: Tokenizer, template: Template) -> StageData[Any]:
+    """The rows of a stage, read and encoded.
 
     Args:
         config: read are stage, dataset, eval_dataset, dataset_dir, cutoff_len, max_samples, val_size, mix_strategy,

@@ -222,7 +222,7 @@ def _rows(config: StageConfig, tokenizer: Any, template: Any) -> StageData[Any]:
             remedy="add eval_dataset: NAME (as in dataset_info.json)",
         )
     split = bool(config.val_size) and not config.eval_dataset
-    update: dict[str, Any] = {}
+    update: dict[str, Any] = {"tokenized_path": None}  # it holds rows to train on
     if config.stage != "rm" and not split:
         update["stage"] = "ppo"
     if config.eval_dataset:

@@ -1,0 +1,221 @@
+"""`tokenized_path`: the encoded rows of a stage in a folder, so that a large set is encoded once.
+
+    tokenized.json   what the rows were made of (settings, a hash of template and tokenizer, hashes of the data files), the report
+    rows.parquet     the rows: token ids, scored places, and the example of each as JSON
+
+A folder that was made of anything else is refused, never used in silence. The data files may be gone (the folder can be
+carried to another machine); where they are there, they must be those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trimtab.data import info
+from trimtab.data.dropped import Dropped
+from trimtab.data.files import READERS
+from trimtab.data.stage import Report, SetReport, StageData
+from trimtab.data.templates import Template
+from trimtab.data.tokenizer import Tokenizer
+from trimtab.errors import DataError
+from trimtab.types import Example, Message, Origin, Pair, Prompt, TokenRow
+
+INFO, ROWS, VERSION = "tokenized.json", "rows.parquet", 1
+KEYS = (
+    "stage", "dataset", "eval_dataset", "cutoff_len", "max_samples", "val_size", "mix_strategy", "interleave_probs", "seed",
+    "data_seed", "train_on_prompt", "mask_history", "packing", "neat_packing", "split_special_tokens",
+)  # fmt: skip
+PROBE = "Which towns? 哪些城市？  SELECT count(*)\n\tFROM t;"
+
+
+def record(config: Any, tokenizer: Tokenizer, template: Template) -> dict[str, Any]:
+    """What rows of this config are made of, data files aside."""
+    settings = {key: getattr(config, key, None) for key in KEYS}
+    dialogue = [Message(role="system", content="s"), Message(role="user", content=PROBE)]
+    thoughts = [template.answer_text(text) for text in ("a", "<think>\nb\n</think>\n\na")]
+    tools = template.tools.name
+    ids = [
+        len(tokenizer),
+        tokenizer.encode(PROBE, add_special_tokens=False),
+        template.encode_prompt(tokenizer, dialogue),
+        template.encode_prompt(tokenizer, dialogue[1:]),
+        template.encode_answer(tokenizer, PROBE, newline=True),
+    ]
+    text = json.dumps([ids, thoughts, tools, template.stop_ids])
+    made = {"version": VERSION, **settings, "template": template.name, "template and tokenizer": _hash(text.encode())}
+    return dict(json.loads(json.dumps(made))) | {"dataset_dir": config.dataset_dir}
+
+
+def save(folder: Path, data: StageData[Any], made_of: Mapping[str, Any]) -> None:
+    """Write the folder, whole or not at all.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    both = [("train", *pair) for pair in zip(data.train, data.train_examples, strict=True)]
+    both += [("eval", *pair) for pair in zip(data.eval, data.eval_examples, strict=True)]
+    table = pyarrow.Table.from_pylist([{"part": part, **_row(row), "example": _example(e)} for part, row, e in both])
+    made = {key: value for key, value in made_of.items() if key != "dataset_dir"}
+    contents = {"made_of": made, "files": _files(made_of), "packs": data.packs, "report": asdict(data.report)}
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        pyarrow.parquet.write_table(table, temporary / ROWS, compression="zstd")
+        (temporary / INFO).write_text(json.dumps(contents, ensure_ascii=False), encoding="utf-8")
+        temporary.replace(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DataError(
+            f"the tokenized rows could not be saved: {error.strerror or error}",
+            where=f"tokenized_path: {folder.resolve()}",
+            remedy="check the folder (it must not exist, or be empty), its rights and the free space",
+        ) from None
+
+
+def load(folder: Path, made_of: Mapping[str, Any]) -> StageData[Any] | None:
+    """The rows of the folder, without `eval_prompts`; None when it is not there yet.
+
+    Raises:
+        DataError: it was made of something else, or is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    try:
+        contents = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        made, hashes = contents["made_of"], contents["files"]
+        listed = pyarrow.parquet.read_table(folder / ROWS).to_pylist()
+    except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
+        raise DataError(
+            f"{folder} does not hold tokenized rows of trimtab",
+            where=f"tokenized_path: {folder.resolve()}",
+            why=str(error).split("\n")[0],
+            remedy="name a new folder, and it will be made",
+        ) from None
+    for key in (*made, *(key for key in made_of if key not in made)):
+        if key != "dataset_dir" and made.get(key) != made_of.get(key):
+            shown = "" if key == "template and tokenizer" else f": {made.get(key)!r} there, {made_of.get(key)!r} here"
+            raise _other(folder, f"{key} differs{shown}")
+    for path, found in hashes.items():
+        if Path(path).is_file() and _hash(Path(path).read_bytes()) != found:
+            raise _other(folder, f"{path} has changed since")
+    rows = {part: [one for one in listed if one["part"] == part] for part in ("train", "eval")}
+    examples = {part: [_read_example(one["example"]) for one in rows[part]] for part in rows}
+    packs: list[list[int]] | None = contents["packs"]
+    return StageData(
+        stage=made["stage"],
+        train=[_read_row(one, e) for one, e in zip(rows["train"], examples["train"], strict=True)],
+        eval=[_read_row(one, e) for one, e in zip(rows["eval"], examples["eval"], strict=True)],
+        train_examples=examples["train"],
+        eval_examples=examples["eval"],
+        eval_prompts=[],
+        report=_read_report(contents["report"], f"tokenized rows of {folder}"),
+        packs=packs,
+    )
+
+
+def _other(folder: Path, why: str) -> DataError:
+    return DataError(
+        f"the rows in {folder} were made of something else",
+        where=f"tokenized_path: {folder.resolve()}",
+        why=why,
+        remedy="name another folder, and it will be made; or take back the change",
+    )
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _files(made_of: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the data files that are on this machine."""
+    names = list(dict.fromkeys((*made_of["dataset"], *made_of["eval_dataset"])))
+    found: dict[str, str] = {}
+    for spec in info.find(names, made_of["dataset_dir"]) if names else ():
+        if spec.path is None:
+            continue
+        files = (
+            [spec.path]
+            if spec.path.is_file()
+            else sorted(f for f in spec.path.iterdir() if f.suffix.lower() in READERS)
+        )
+        found |= {str(path.resolve()): _hash(path.read_bytes()) for path in files}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+def _row(row: TokenRow | Pair | Prompt) -> dict[str, Any]:
+    if isinstance(row, Pair):
+        return {
+            "ids": row.chosen.token_ids,
+            "scored": row.chosen.scored,
+            "rejected_ids": row.rejected.token_ids,
+            "rejected_scored": row.rejected.scored,
+            "margin": row.margin,
+        }
+    if isinstance(row, Prompt):
+        return {"ids": row.token_ids, "index": row.index, "cut": row.cut}
+    return {"ids": row.token_ids, "scored": row.scored}
+
+
+def _read_row(one: Mapping[str, Any], example: Example) -> TokenRow | Pair | Prompt:
+    ids = tuple(one["ids"])
+    if "index" in one:
+        return Prompt(index=one["index"], token_ids=ids, example=example, cut=one["cut"])
+    row = TokenRow(token_ids=ids, scored=tuple(one["scored"]))
+    if "rejected_ids" not in one:
+        return row
+    rejected = TokenRow(token_ids=tuple(one["rejected_ids"]), scored=tuple(one["rejected_scored"]))
+    return Pair(chosen=row, rejected=rejected, example=example, margin=one["margin"])
+
+
+def _example(example: Example) -> str:
+    return json.dumps(asdict(example), ensure_ascii=False, default=str)  # a date of a parquet column becomes text
+
+
+def _read_example(text: str) -> Example:
+    found = json.loads(text)
+
+    def message(value: Any) -> Message | None:
+        return None if value is None else Message(**value)
+
+    return Example(
+        **{
+            **found,
+            "origin": Origin(**found["origin"]),
+            "prompt": tuple(Message(**value) for value in found["prompt"]),
+            **{name: message(found[name]) for name in ("response", "chosen", "rejected")},
+        }
+    )
+
+
+def _read_report(found: Mapping[str, Any], note: str) -> Report:
+    def tuples(values: Sequence[int]) -> tuple[int, ...]:
+        return tuple(values)
+
+    return Report(
+        **{
+            **found,
+            "sets": tuple(
+                SetReport(**{**one, "unread_columns": tuple(one["unread_columns"])}) for one in found["sets"]
+            ),
+            "dropped": tuple(Dropped(**{**one, "origin": Origin(**one["origin"])}) for one in found["dropped"]),
+            "lengths": tuples(found["lengths"]),
+            "scored": tuples(found["scored"]),
+            "notes": (*found["notes"], note),
+        }
+    )
