@@ -140,9 +140,8 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
 def _start_line(config: Any, session: Any, trainer: Any, total: int) -> str:
     """What one step is, in numbers."""
     n = len(session.data.train)
-    line = (
-        f"{config.stage}: {n} {'pairs' if config.stage in PAIRED else 'prompts' if config.stage == 'ppo' else 'rows'}, "
-    )
+    what = "pairs" if config.stage in PAIRED else "prompts" if config.stage == "ppo" else "rows"
+    line = f"{config.stage}: {'streamed' if session.data.stream else n} {what}, "
     if config.stage == "ppo":
         k = trainer.algorithm.group_size
         prompts, minibatch = min(config.rollout_size, n), min(config.batch_size, n)  # a small set is one partial batch

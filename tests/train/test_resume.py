@@ -47,6 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
     # dropout is a random number per element; evaluation and the best model are state too
     "sft": {"lora_dropout": 0.2, "eval_dataset": "qa_eval", "load_best_model_at_end": True, "early_stopping_steps": 9},
     "rm": {"eval_dataset": "pairs_eval"},
+    "sft-stream": {"streaming": True, "buffer_size": 4, "eval_dataset": "qa_eval"},
     # a controller, running moments, and a reference that differs from the start of the resumed process
     "ppo": {"kl_target": 0.1, "kl_horizon": 20, "score_norm": True, "eval_dataset": "qa_eval", "group_size": 2},
     # the mean log-ratio of all answers so far is state; so is the frozen copy of where the policy started

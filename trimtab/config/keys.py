@@ -114,7 +114,6 @@ IGNORED: list[tuple[str, str, Any, str]] = [
     ("export_quantization_maxlen", "int", 1024, _only_with("export_quantization_bit")),
     # data
     ("media_dir", "str", None, _NO_MEDIA),
-    ("buffer_size", "int", 16384, _only_with("streaming")),
     ("overwrite_cache", "bool", False, "rows are tokenised anew at every start; there is no cache to overwrite"),
     ("preprocessing_batch_size", "int", 1000, _LOADER),
     ("data_shared_file_system", "bool", False, _ONE_PROCESS),
@@ -255,7 +254,6 @@ REFUSED: list[tuple[str, str, Any, str, str]] = [
     ("export_quantization_bit", "int", None, "quantising is not supported", "full weights, with export_dir"),
     ("export_legacy_format", "bool", False, "pickled weights are not written", "safetensors, the default"),
     ("export_hub_model_id", "str", None, "nothing is uploaded", "export_dir, and upload it yourself"),
-    ("streaming", "bool", False, "it changes the order and number of rows", "max_samples to read fewer rows"),
     ("eval_num_beams", "int", None, "there is no beam search", "do_sample: false for the likeliest token"),
     ("ignore_pad_token_for_loss", "bool", True, "padding is never trained on", "leave it out"),
     ("eval_on_each_dataset", "bool", False, "held-out rows are evaluated as one set",

@@ -402,6 +402,23 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
     def wrong(key: str, what: str, why: str, remedy: str) -> None:
         problems.append(ConfigError(f"{key}: {what}", where=config._origins.get(key, name), why=why, remedy=remedy))
 
+    if config.streaming and config.do_train and config.stage in ("pt", "sft"):
+        if config.max_steps <= 0:
+            missing("max_steps", "1000", "a stream has no end of its own: streaming")
+        if 0 < config.val_size < 1:
+            wrong(
+                "val_size",
+                f"{config.val_size:g} of a stream",
+                "its rows are not counted",
+                "a number of rows, or eval_dataset",
+            )
+        if config.mix_strategy != "concat":
+            wrong(
+                "mix_strategy", f"{config.mix_strategy} of a stream", "its sets are read one after the other", "concat"
+            )
+        for key in ("packing", "neat_packing", "tokenized_path"):
+            if getattr(config, key):
+                wrong(key, "with streaming", "it needs all rows at once", "delete one of the two")
     held_out = config.val_size > 0 or bool(config.eval_dataset)
     if config.model_name_or_path is None:
         missing("model_name_or_path", "smollm2-135m-instruct", "every run")

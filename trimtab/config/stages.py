@@ -201,6 +201,10 @@ class StageConfig(BaseModel):
     neat_packing: bool = key(
         "Data", False, "a batch counts packs of cutoff_len tokens; no row sees another", stages=("pt", "sft")
     )
+    streaming: bool = key(
+        "Data", False, "read rows as they are needed, never all at once; needs max_steps", stages=("pt", "sft")
+    )
+    buffer_size: Count = key("Data", 16384, "rows among which a stream is shuffled", stages=("pt", "sft"))
     tokenized_path: Text | None = key(
         "Data",
         None,

@@ -76,6 +76,19 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file as `read_text` has them, one at a time: a large file is never in memory as a whole."""
+    with path.open("rb") as raw:
+        encoding = "utf-16" if raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    try:
+        with path.open(encoding=encoding, newline=None) as file:
+            for line in file:
+                yield line.rstrip("\n")
+    except UnicodeDecodeError:
+        read_text(path)  # says where
+        raise
+
+
 def _json(path: Path) -> Rows:
     text = read_text(path)
     try:
@@ -97,7 +110,7 @@ def _json(path: Path) -> Rows:
 def _json_lines(path: Path) -> Rows:
     number = 0
     # Split at newlines only: str.splitlines would also cut inside strings that hold U+2028 and its like.
-    for line_number, line in enumerate(read_text(path).split("\n"), 1):
+    for line_number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         number += 1

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trimtab.data import encode, info, order, packing, tokenized
+from trimtab.data import encode, info, order, packing, stream, tokenized
 from trimtab.data.dropped import Dropped
 from trimtab.data.formats import FORMATS
 from trimtab.data.order import batches, epoch_order
@@ -55,6 +55,8 @@ def load_data(config: Config, tokenizer: Tokenizer, template: Template) -> Stage
     Raises:
         DataError: the folder at `tokenized_path` was made from other data or settings.
     """
+    if getattr(config, "streaming", False) and config.stage in ("pt", "sft"):
+        return _stream(config, tokenizer, template)
     folder = getattr(config, "tokenized_path", None)
     if folder is None:
         return read_data(config, tokenizer, template)
@@ -64,6 +66,56 @@ def load_data(config: Config, tokenizer: Tokenizer, template: Template) -> Stage
         found = read_data(config, tokenizer, template)
         tokenized.save(Path(folder), found, made_of)
     return replace(found, eval_prompts=_prompts(found.eval, found.eval_examples, config, tokenizer, template))
+
+
+def _stream(config: Config, tokenizer: Tokenizer, template: Template) -> StageData[Any]:
+    """Training rows as a stream; the held-out ones, which are few, in memory: sets of their own, or the first rows."""
+    tally = _Tally()
+    seed = config.seed if config.data_seed is None else config.data_seed
+    specs = info.find(_names(config.dataset), config.dataset_dir)
+    held_examples: list[Example] = []
+    skip = int(config.val_size)
+    if config.eval_dataset:
+        apart = _sets(config, _names(config.eval_dataset), seed, tally)
+        held_examples = [example for some in apart.values() for example in some]
+    else:
+        first = (stream.read(*item) for item in islice(stream.items_of(specs, config.max_samples), skip))
+        for found in first:
+            if isinstance(found, Dropped):
+                tally.dropped.append(found)
+            else:
+                held_examples.append(found)
+    held, held_examples = _encode(held_examples, config, tokenizer, template, tally)
+    if (config.eval_dataset or skip) and not held:
+        raise _nothing_left("eval_dataset" if config.eval_dataset else "val_size", config, tally)
+    rows = stream.RowStream(
+        specs,
+        lambda example: encode_row(example, config, tokenizer, template),
+        seed=seed,
+        buffer_size=1 if config.disable_shuffling else config.buffer_size,
+        max_samples=config.max_samples,
+        skip=skip,
+    )
+    whole = [
+        str(spec.path)
+        for spec in specs
+        if spec.path is not None and spec.path.suffix.lower() in (".json", ".csv", ".tsv")
+    ]
+    tally.notes.append(
+        f"streaming: rows of {', '.join(spec.name for spec in specs)} are read as they are needed, from the start again at the end"
+    )
+    if whole:
+        tally.notes.append(f"{', '.join(whole)}: json and csv files are read as a whole; jsonl and parquet are not")
+    return StageData(
+        stage=config.stage,
+        train=[],
+        eval=held,
+        train_examples=[],
+        eval_examples=held_examples,
+        eval_prompts=_prompts(held, held_examples, config, tokenizer, template),
+        report=_report(tally, [], held, [], held_examples),
+        stream=rows,
+    )
 
 
 def read_data(config: Config, tokenizer: Tokenizer, template: Template) -> StageData[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from trimtab.data.dropped import Dropped
+from trimtab.data.stream import RowStream
 from trimtab.types import Example, Pair, Prompt, TokenRow
 
 RowT = TypeVar("RowT", TokenRow, Pair, Prompt)
@@ -87,6 +88,7 @@ class StageData(Generic[RowT]):
         train_examples, eval_examples: the example of each row, in the same order.
         eval_prompts: the held-out prompts, for evaluation by generating; the gold answer is `prompt.example.response`.
         packs: with neat_packing, the numbers of the training rows that are one item of a batch; else None.
+        stream: with streaming, where training rows come from; then `train` is empty.
     """
 
     stage: str
@@ -97,3 +99,4 @@ class StageData(Generic[RowT]):
     eval_prompts: list[Prompt]
     report: Report
     packs: list[list[int]] | None = None
+    stream: RowStream | None = None

@@ -19,6 +19,7 @@ from trimtab.rewards.model import score_rows_as
 from trimtab.train.assemble import POLICY, REWARD, Session
 from trimtab.train.loop import Figures
 from trimtab.train.optim import make_optimizer
+from trimtab.train.progress import say
 from trimtab.train.step import Forward, backward_rows, backward_tokens, clip_and_step
 from trimtab.types import Example, Pair, PairBatch, Sampling, TokenBatch, TokenRow, take
 
@@ -33,7 +34,10 @@ class OfflineTrainer:
         self.role = REWARD if self.algorithm.reads == "reward" else POLICY
         self.rows = session.data.train
         self.packs = session.data.packs or [[i] for i in range(len(self.rows))]
-        self.steps_per_epoch = math.ceil(len(self.packs) / config.batch_size)
+        # a stream has no epochs: the run is one
+        self.steps_per_epoch = (
+            config.max_steps if session.data.stream else math.ceil(len(self.packs) / config.batch_size)
+        )
         self.parameters = session.roles.trainable(self.role)
         if self.algorithm.reads == "reward":
             # a random head starts with one large score for everything; the pairwise loss cannot see it, centring would fight it
@@ -45,11 +49,8 @@ class OfflineTrainer:
 
     def step(self, number: int) -> Figures:
         config = self.session.config
-        epoch, index = divmod(number, self.steps_per_epoch)
-        drawn = batches(len(self.packs), config.batch_size, config.order_seed, epoch, not config.disable_shuffling)
-        order = [row for pack in drawn[index] for row in self.packs[pack]]
-        chosen = [self.rows[i] for i in order]
-        self.current = [described(self.session.data.train_examples[i]) for i in order]
+        chosen, examples = self._next(number)
+        self.current = [described(example) for example in examples]
         names = [row["row"] for row in self.current]
         how = Forward(
             budget=self.session.budget,
@@ -63,6 +64,19 @@ class OfflineTrainer:
             sums, tokens = self._tokens(chosen, how, names)
         norm = clip_and_step(self.optimizers[self.role], self.parameters, config.max_grad_norm, self.role)
         return {"loss": sums.loss, f"grad_norm/{self.role}": norm, "tokens": tokens, **sums.figures()}
+
+    def _next(self, number: int) -> tuple[list[Any], list[Example]]:
+        """The rows of a step and the example of each."""
+        config, data = self.session.config, self.session.data
+        if data.stream is not None:
+            found = data.stream.take(config.batch_size)
+            while data.stream.complaints:
+                say(data.stream.complaints.pop(0))
+            return found
+        epoch, index = divmod(number, self.steps_per_epoch)
+        drawn = batches(len(self.packs), config.batch_size, config.order_seed, epoch, not config.disable_shuffling)
+        order = [row for pack in drawn[index] for row in self.packs[pack]]
+        return [self.rows[i] for i in order], [data.train_examples[i] for i in order]
 
     def _tokens(self, rows: list[TokenRow], how: Forward, names: list[str]) -> tuple[Any, int]:
         mask = scored_mask(rows, self.session.device)
@@ -142,10 +156,13 @@ class OfflineTrainer:
     # ------------------------------------------------------------------------------------------------------------- end
 
     def state(self) -> dict[str, Any]:
-        return {}
+        """Besides the weights only the place in a stream carries over from step to step."""
+        stream = self.session.data.stream
+        return {} if stream is None else {"stream": stream.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing but the weights carries over from step to step."""
+        if self.session.data.stream is not None:
+            self.session.data.stream.seek(state["stream"])
 
     def finish(self) -> bool:
         """A reward model's scores are centred: the mean score of reference answers goes into the head's bias."""
