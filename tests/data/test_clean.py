@@ -149,6 +149,27 @@ def test_files_as_they_come(write, dressed):
     assert [origin.row for origin, _ in found.kept] == [1, 3, 4]
 
 
+def test_a_folder_whose_first_line_is_broken(write, tmp_path):
+    """Rows of several files, each with its own numbers; the layout is that of the first row that can be read."""
+    write(
+        "set/a.jsonl",
+        'broken {"x\n{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n',
+    )
+    write("set/b.jsonl", '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n')
+    assert main(["data", "clean", str(tmp_path / "set")]) == 0
+    removed = [json.loads(line) for line in (tmp_path / "set.removed.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["fault"], row["file"][-7:], row["row"]) for row in removed] == [
+        ("unreadable", "a.jsonl", 1),
+        ("duplicate", "b.jsonl", 1),
+    ]
+    assert removed[0]["data"] == 'broken {"x'  # the whole line
+
+
+def test_a_file_that_is_not_there(capsys):
+    assert main(["data", "clean", "nowhere.jsonl"]) == 2
+    assert "data file not found: nowhere.jsonl" in capsys.readouterr().err
+
+
 def test_csv_with_a_row_too_wide(write):
     path = write("d.csv", "instruction,output\na?,b\nc,d,e\nf?,g\n")
     found = clean(spec_of(path))

@@ -12,7 +12,6 @@ from trimtab.data.clean import FAULTS, Cleaned, answers
 from trimtab.data.clean import clean as cleaned
 from trimtab.data.convert import TARGETS
 from trimtab.data.convert import convert as converted
-from trimtab.data.dropped import Dropped
 from trimtab.data.split import split as parted
 from trimtab.data.tokenizer import load_tokenizer
 from trimtab.data.write import WRITERS, check_target, write_rows, write_text
@@ -81,7 +80,7 @@ def clean(
     lines = []
     for origin, value in found.removed:
         reason = found.reason(origin)
-        raw = value.detail if isinstance(value, Dropped) else value
+        raw = value.text if isinstance(value, source.Broken) else value
         lines.append(
             {"file": origin.file, "row": origin.row, "fault": reason.kind, "detail": reason.detail, "data": raw}
         )

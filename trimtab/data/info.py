@@ -122,7 +122,11 @@ def _file(name: str, folder: Path, entries: Mapping[str, Any]) -> DatasetSpec:
 
 
 def _guess(path: Path) -> tuple[str, Layout]:
-    row = next((value for _, value in islice(read_rows(path), 1)), None)
+    return guess(next((value for _, value in islice(read_rows(path), 1)), None))
+
+
+def guess(row: Any) -> tuple[str, Layout]:
+    """Format and layout that the columns of a row speak for."""
     columns = set(row) if isinstance(row, Mapping) else set()
     layout = Layout(ranking={"chosen", "rejected"} <= columns)
     if "messages" in columns:

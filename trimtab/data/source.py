@@ -6,15 +6,15 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trimtab.data import info
 from trimtab.data.dropped import Dropped
-from trimtab.data.files import READERS, read_rows, read_text
+from trimtab.data.files import READERS, read_lines, read_rows, read_text
 from trimtab.data.formats import FORMATS
-from trimtab.data.formats.layout import COLUMNS
+from trimtab.data.formats.layout import COLUMNS, Layout
 from trimtab.errors import DataError
 from trimtab.registry import nearest
 from trimtab.types import Example, Origin
@@ -31,7 +31,11 @@ def find(
     Raises:
         DataError: nothing of that name, or a meaning or format that is not known.
     """
-    spec = info.find([name], dataset_dir)[0]
+    spec = (
+        _file(Path(name))
+        if Path(name).exists() or Path(name).suffix.lower() in READERS
+        else info.find([name], dataset_dir)[0]
+    )
     if formatting is not None and formatting not in FORMATS:
         raise DataError(
             f"unknown formatting {formatting!r}",
@@ -57,6 +61,32 @@ def find(
     return replace(spec, formatting=formatting or spec.formatting, layout=layout)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """A line that cannot be read, and why."""
+
+    why: Dropped
+    text: str
+
+
+def _file(path: Path) -> info.DatasetSpec:
+    """A file or folder, its layout guessed from its first row that can be read.
+
+    Raises:
+        DataError: nothing exists there.
+    """
+    if not path.exists():
+        raise DataError(
+            f"data file not found: {path}",
+            where=str(path.resolve()),
+            why="nothing exists at that path",
+            remedy="relative paths start at the working directory",
+        )
+    spec = info.DatasetSpec(name=path.stem, where=str(path), layout=Layout(), path=path)
+    formatting, layout = info.guess(next((value for _, value in rows(spec) if isinstance(value, Mapping)), None))
+    return replace(spec, formatting=formatting, layout=layout)
+
+
 def files(spec: info.DatasetSpec) -> list[Path]:
     """The files of a data set.
 
@@ -73,7 +103,7 @@ def files(spec: info.DatasetSpec) -> list[Path]:
 
 
 def rows(spec: info.DatasetSpec) -> Iterator[tuple[Origin, Any]]:
-    """Every row as it stands; a line that cannot be read is a `Dropped` in its place."""
+    """Every row as it stands; a line that cannot be read is a `Broken` in its place."""
     for path in files(spec):
         if path.suffix.lower() == ".jsonl":
             yield from _lines(path)
@@ -85,8 +115,8 @@ def rows(spec: info.DatasetSpec) -> Iterator[tuple[Origin, Any]]:
 
 def example(value: Any, origin: Origin, spec: info.DatasetSpec) -> Example | Dropped:
     """A row as an example, or why not."""
-    if isinstance(value, Dropped):
-        return value
+    if isinstance(value, Broken):
+        return value.why
     if not isinstance(value, Mapping):
         return Dropped(origin=origin, reason="not an object", detail=str(value)[:60])
     found: Example | Dropped = FORMATS.load(spec.formatting)(value, spec.layout, origin)
@@ -95,18 +125,18 @@ def example(value: Any, origin: Origin, spec: info.DatasetSpec) -> Example | Dro
 
 def _lines(path: Path) -> Iterator[tuple[Origin, Any]]:
     number = 0
-    for line_number, line in enumerate(read_text(path).split("\n"), 1):
+    for line_number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         number += 1
         origin = Origin(file=str(path), row=number)
         try:
-            yield origin, json.loads(line)
-        except json.JSONDecodeError as error:
-            yield (
-                origin,
-                Dropped(origin=origin, reason="malformed JSON", detail=f"line {line_number}: {error.msg}: {line[:60]}"),
-            )
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            why = error.msg if isinstance(error, json.JSONDecodeError) else "it cannot be read"
+            detail = f"line {line_number}: {why}: {line[:60]}"
+            value = Broken(why=Dropped(origin=origin, reason="malformed JSON", detail=detail), text=line)
+        yield origin, value
 
 
 def _cells(path: Path) -> Iterator[tuple[Origin, Any]]:
@@ -124,4 +154,5 @@ def _cells(path: Path) -> Iterator[tuple[Origin, Any]]:
             yield origin, dict(zip(header, cells, strict=True))
         else:
             detail = f"line {reader.line_num}: {len(cells)} cells for {len(header)} columns: {cells[0][:40]}"
-            yield origin, Dropped(origin=origin, reason="malformed CSV", detail=detail)
+            why = Dropped(origin=origin, reason="malformed CSV", detail=detail)
+            yield origin, Broken(why=why, text=delimiter.join(cells))
