@@ -101,6 +101,24 @@ def test_leaks_are_found_by_question_and_by_likeness(write):
     assert [(f.kind, f.origin.row, f.other.row) for f in found.faults] == [("leak", 3, 1), ("leak", 10, 2)]
 
 
+def test_likeness_is_no_fault_of_different_requests(write):
+    """Answers in words: questions that differ in a year, though their answers are the same, are two questions."""
+    rows = [
+        {"instruction": f"请问在{year}年的时候公司里面有没有发生过重大安全事故？", "output": "没有"}
+        for year in (2021, 2022)
+    ]
+    path = write("d.json", [*rows, {**rows[0], "instruction": rows[0]["instruction"].replace("请问", "请问一下")}])
+    assert planted(clean(spec_of(path))) == [("near-duplicate", 3)]
+
+
+def test_two_alike_rows_are_no_leak_of_each_other(write):
+    rows = good_rows(2)
+    alike = {**rows[0], "instruction": rows[0]["instruction"].replace("请", "请你")}
+    held = write("held.json", [{"instruction": "谁是经理？", "output": "SELECT 1"}])
+    found = clean(spec_of(write("d.json", [*rows, alike])), held_out=spec_of(held))
+    assert planted(found) == [("near-duplicate", 3)]
+
+
 def test_a_schema_in_every_prompt_makes_no_duplicates(write):
     schema = "CREATE TABLE t (" + ", ".join(f"column_{i} INT" for i in range(60)) + ")"
     rows = [
@@ -215,6 +233,8 @@ def test_normal_forms():
     assert similar.normal("ＡＢ　１２？ \n x") == "AB 12? x"
     assert similar.bare("你好，World！ 3") == "你好world3"
     assert similar.figures("第３季度 2.5 二十") == ("3", "2.5", "二十")
+    assert similar.figures("一共多少") != similar.figures("二季度多少")
+    assert similar.figures("查一下") == ()
     assert similar.shingles("abcd") == {"abc", "bcd"}
     assert similar.shingles("你好吗") == {"你好", "好吗"}
     assert similar.jaccard(similar.shingles("abcd"), similar.shingles("abce")) == 1 / 3

@@ -35,9 +35,12 @@ def bare(text: str) -> str:
 
 
 def figures(text: str) -> tuple[str, ...]:
-    """The numbers of a text in order, Chinese numerals among them: texts that differ in one say different things."""
+    """The numbers of a text in order, Chinese numerals among them: texts that differ in one say different things.
+
+    A 一 by itself is left out: it is in many words that count nothing (一下, 一共).
+    """
     plain = unicodedata.normalize("NFKC", text)
-    return (*NUMBERS.findall(plain), *CHINESE_NUMBERS.findall(plain))
+    return (*NUMBERS.findall(plain), *(found for found in CHINESE_NUMBERS.findall(plain) if found != "一"))
 
 
 def shingles(text: str) -> frozenset[str]:
