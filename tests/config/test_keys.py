@@ -49,6 +49,7 @@ def _sample(key: Key) -> Any:
         "reward_model_type": "full",
         "lr_scheduler_kwargs": {"num_cycles": 2},
         "lr_scheduler_type": "constant",
+        "quantization_bit": 8,
     }
     if key.name in chosen:
         return chosen[key.name]

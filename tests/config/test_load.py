@@ -479,7 +479,7 @@ def test_differences_of_preference_stages_are_told(more: dict[str, Any], word: s
 
 
 def test_all_mistakes_of_a_file_come_together_in_its_order(tmp_path: Path) -> None:
-    text = "stage: sft\ndo_train: true\nlora_rank: 0\nquantization_bit: 4\nlearnin_rate: 1\nfinetuning_type: oft\n"
+    text = "stage: sft\ndo_train: true\nlora_rank: 0\nquantization_bit: 5\nlearnin_rate: 1\nfinetuning_type: oft\n"
     error = _error(_write(tmp_path, text))
     assert error.what.startswith(f"4 mistakes in {tmp_path / 'run.yaml'}")
     places = [error.what.index(f"run.yaml:{line}: ") for line in (3, 4, 5, 6)]

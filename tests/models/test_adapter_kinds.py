@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from trimtab.config import load
-from trimtab.errors import AdapterError
+from trimtab.engine.generator import ForwardGenerator
+from trimtab.errors import AdapterError, ConfigError
 from trimtab.models import lora
 from trimtab.models.copies import add_copies, copied
 from trimtab.models.dora import row_lengths
+from trimtab.models.forward import score_tokens
 from trimtab.models.load import head_weight
 from trimtab.models.roles import Roles
 from trimtab.models.tiny import Family, tiny_model
 from trimtab.rundir import RunFolder
 from trimtab.serve.export import export
 from trimtab.train.assemble import assemble
+from trimtab.types import Example, Origin, Prompt, Sampling, TokenRow
 
 pytestmark = pytest.mark.unit
 
@@ -244,3 +247,46 @@ def test_dora_is_not_stacked(
 ) -> None:
     with pytest.raises(AdapterError, match="DoRA adapter, which cannot be stacked"):
         assemble(load(sft_keys(tmp_path / "x", adapter_name_or_path=str(odd), create_new_adapter=True, **more)))
+
+
+class Odd(nn.Linear):
+    """A layer whose weight is no matrix: rows halved on paper, doubled again in its own forward, as packed layers unpack theirs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, 2 * self.weight, self.bias)
+
+
+def test_a_layer_that_is_not_plain_computes_by_its_own_forward() -> None:
+    model = tiny_model("qwen2").requires_grad_(False)
+    with torch.no_grad():
+        before = model(IDS).logits
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and path != "lm_head":
+            odd = Odd(module.in_features, module.out_features, bias=module.bias is not None).requires_grad_(False)
+            odd.weight.data, odd.bias = module.weight.data / 2, module.bias
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, odd)
+    roles = Roles(model=model)
+    found = lora.inject(model, ["all"], roles.switch)
+    lora.new_adapter(model, "p", paths=found, rank=4, alpha=8, rslora=False, seed=0)
+    roles.define("policy", "p")
+    torch.testing.assert_close(logits(roles), before)
+    generator = ForwardGenerator(roles=roles, role="policy", stop_ids=(1,))
+    for parameter in roles.trainable("policy").values():
+        parameter.data.add_(0.02)
+    prompt = Prompt(index=0, token_ids=(20, 31, 42), example=Example(origin=Origin(file="f", row=1), prompt=()))
+    (answer,) = generator.generate([prompt], Sampling(temperature=1.0, max_new_tokens=5, seed=0))
+    row = TokenRow(token_ids=(20, 31, 42, *answer.token_ids), scored=tuple(range(3, 3 + len(answer.token_ids))))
+    with torch.no_grad(), roles.enter("policy"):
+        scored = score_tokens(roles.model, [row]).logp
+    assert scored is not None
+    assert scored[0].tolist() == pytest.approx(list(answer.logprobs), abs=1e-5)
+
+
+def test_a_packed_base_needs_a_gpu(sft_keys: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        assemble(load(sft_keys(tmp_path / "x", quantization_bit=4)))
+    assert load(sft_keys(tmp_path / "x", quantization_bit=16)).quantization_bit is None
+    for more in ({"finetuning_type": "full"}, {"use_dora": True}):
+        with pytest.raises(ConfigError, match="quantization_bit: with"):
+            load(sft_keys(tmp_path / "x", quantization_bit=4, **more))

@@ -469,6 +469,13 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
             "interleave_probs", f"{len(config.interleave_probs)} shares for {len(config.dataset)} data sets",
             "each data set of `dataset` has a share", "write one number per data set",
         )  # fmt: skip
+    if config.quantization_bit is not None and config.do_train:
+        for key, on in (("finetuning_type", config.finetuning_type != "lora"), ("use_dora", config.use_dora)):
+            if on:
+                wrong(
+                    "quantization_bit", f"with {key}: {str(getattr(config, key)).lower()}",
+                    "packed weights cannot be trained, and their rows have no exact lengths", "plain LoRA on a packed base",
+                )  # fmt: skip
     if problem := _course_problem(config.lr_scheduler_type, config.lr_scheduler_kwargs or {}):
         wrong("lr_scheduler_kwargs", *problem)
     if config.loraplus_lr_ratio is not None and config.do_train and config.finetuning_type != "lora":

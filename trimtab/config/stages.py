@@ -62,6 +62,13 @@ def _resume(value: object) -> object:
     return None if word in ("false", "no", "off", "none", "") else value
 
 
+def _bits(value: object) -> object:
+    """0 and 16 bits mean weights as they are."""
+    value = _number(value) if value is not None else None
+    return None if value in (0, 16) else value
+
+
+PackedBits = Annotated[Literal[4, 8] | None, BeforeValidator(_bits)]
 Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 # The bounds are those of the numbers that torch and NumPy take; nothing useful is beyond them.
 Whole = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_number)]
@@ -128,6 +135,11 @@ class StageConfig(BaseModel):
         "auto",
         "type of the matrix products; trained weights always have float32 masters (bf16, fp16: aliases)",
     )
+    quantization_bit: PackedBits = key(
+        "Model", None, "CUDA: keep the frozen base in 4 or 8 bits, by bitsandbytes; 0 and 16: not"
+    )
+    quantization_type: Literal["nf4", "fp4"] = key("Model", "nf4", "the four-bit numbers of quantization_bit: 4")
+    double_quantization: bool = key("Model", True, "quantization_bit: 4: pack the scales of the blocks too")
     use_cpu: bool = key("Model", False, "stay on the CPU even where there is a GPU")
     gradient_checkpointing: bool | None = key(
         "Model", None, "recompute activations in the backward pass: less memory, same gradients", stages=TRAINING

@@ -17,6 +17,7 @@ import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -40,6 +41,15 @@ _SAMPLED_TENSORS = 16
 _SAMPLED_ROWS = 4
 
 Fingerprint = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Weights in few bits (QLoRA, arXiv:2305.14314): `nf4` or `fp4`, and whether their scales are packed too (4 bits)."""
+
+    bits: int
+    kind: str = "nf4"
+    double: bool = True
 
 
 class ModelSource(Protocol):
@@ -258,8 +268,12 @@ def load_base(
     device: torch.device | str,
     attn: str = "sdpa",
     trust_remote_code: bool = False,
+    packing: Packing | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a folder, in eval mode, every parameter frozen. No network.
+
+    Args:
+        packing: keep the linear layers' weights in 4 or 8 bits, all but the output head's.
 
     Raises:
         ModelError: a broken folder, an architecture that transformers does not know, weights that the architecture has and the
@@ -281,6 +295,7 @@ def load_base(
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
                 output_loading_info=True,
+                **(_packed(packing, dtype, device) if packing is not None else {}),
             )
     except pickle.UnpicklingError as error:
         raise ModelError(
@@ -304,9 +319,39 @@ def load_base(
             why="transformers would fill them with random numbers",
             remedy="use a folder saved from a causal language model (a reward or embedding model has no such head)",
         )
-    cast(Any, model).to(device).eval().requires_grad_(False)
+    if packing is None:  # packed weights are where they belong already
+        cast(Any, model).to(device)
+    cast(Any, model).eval().requires_grad_(False)
     check_plain_head(model)
     return model
+
+
+def _packed(packing: Packing, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:
+    """What transformers is told, so that bitsandbytes packs the weights as they are read.
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    from importlib.util import find_spec
+
+    import transformers
+
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"quantization_bit: {packing.bits} needs bitsandbytes",
+            where="quantization_bit",
+            why="the package is not installed",
+            remedy='pip install "trimtab[quantization]", or leave quantization_bit out',
+        )
+    make: Any = transformers.BitsAndBytesConfig
+    settings = make(
+        load_in_4bit=packing.bits == 4,
+        load_in_8bit=packing.bits == 8,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_type=packing.kind,
+        bnb_4bit_use_double_quant=packing.double,
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def decoder(model: nn.Module) -> nn.Module:

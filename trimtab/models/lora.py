@@ -72,13 +72,16 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Linear, switch: Switch) -> None:
         super().__init__()
         self.weight, self.bias = base.weight, base.bias
+        # a layer that is not plain (weights packed in 4 or 8 bits) computes by its own forward; its weight is no matrix to read
+        self.packed = base if type(base) is not nn.Linear else None
         self.in_features, self.out_features = base.in_features, base.out_features
         self.switch = switch
         self.adapters: dict[str, Adapter] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """x [... in] -> [... out]"""
-        y = F.linear(x, self.weight, self.bias)
+        # the adapters are added in place, and what a packed layer returns may be a view
+        y = F.linear(x, self.weight, self.bias) if self.packed is None else self.packed(x).clone()
         for name in self.switch.active:
             if name not in self.adapters:
                 continue

@@ -66,7 +66,9 @@ def export(config: StageConfig) -> Path:
     for note in config.notes:
         say(note)
     # in float32 and in ordinary memory, whatever the file computes in
-    served = load_served(find_served(config.model_copy(update={"compute_dtype": "float32", "use_cpu": True})))
+    served = load_served(
+        find_served(config.model_copy(update={"compute_dtype": "float32", "use_cpu": True, "quantization_bit": None}))
+    )
     dtype = _dtype(config)
     kept = merge(served.roles.model, served.adapters, dtype)
     name = str(dtype).removeprefix("torch.")

@@ -13,11 +13,12 @@ from trimtab.data import templates
 from trimtab.data.loader import StageData, load_data
 from trimtab.data.tokenizer import load_tokenizer
 from trimtab.engine.generator import ForwardGenerator
+from trimtab.errors import ConfigError
 from trimtab.evals import EVALS
 from trimtab.models import lora
 from trimtab.models.forward import Layout, choose_layout
 from trimtab.models.heads import HeadRecord
-from trimtab.models.load import base_fingerprint, decoder, load_base, resolve_model
+from trimtab.models.load import Packing, base_fingerprint, decoder, load_base, resolve_model
 from trimtab.models.neftune import add_noise
 from trimtab.models.roles import CRITIC as CRITIC
 from trimtab.models.roles import POLICY as POLICY
@@ -131,6 +132,7 @@ def load_parts(
         dtype=torch.float32 if exact else dtype,
         device=device,
         trust_remote_code=config.trust_remote_code,
+        packing=_packing(config, device),
     )
     return (
         Roles(model=model),
@@ -141,6 +143,24 @@ def load_parts(
         str(config.model_name_or_path),
         dict(base_fingerprint(folder)),
     )
+
+
+def _packing(config: Any, device: torch.device) -> Packing | None:
+    """The base in 4 or 8 bits, where the file asks for it.
+
+    Raises:
+        ConfigError: not on a CUDA device.
+    """
+    if config.quantization_bit is None:
+        return None
+    if device.type != "cuda":
+        raise ConfigError(
+            f"quantization_bit: {config.quantization_bit} needs a CUDA device",
+            where=config.origin("quantization_bit"),
+            why=f"this run is on {device.type}, where packed weights are unpacked for every product: slower, and no smaller at work",
+            remedy="leave quantization_bit out; compute_dtype: bfloat16 halves the memory where the CPU multiplies it",
+        )
+    return Packing(config.quantization_bit, config.quantization_type, config.double_quantization)
 
 
 def assemble(config: StageConfig) -> Session:
