@@ -58,6 +58,7 @@ def _run(config: StageConfig, resume: bool) -> RunFolder:
 def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
     """Train the stage that the config describes; plots and predictions included when it asks for them."""
     # torch is imported here, not above: `trimtab config` and friends must not wait for it
+    from trimtab.rewards.lookup import function_files
     from trimtab.train.assemble import assemble
     from trimtab.train.device import hardware
     from trimtab.train.loop import run, total_steps
@@ -120,6 +121,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
             base_fingerprint=session.fingerprint,
             data={"train": len(session.data.train), "eval": len(session.data.eval)},
             total_steps=total,
+            reward_files=function_files(getattr(config, "reward_funcs", ())),
         )
         started = time.monotonic()
         run(session, trainer, folder)

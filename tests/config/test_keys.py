@@ -50,6 +50,7 @@ def _sample(key: Key) -> Any:
         "lr_scheduler_kwargs": {"num_cycles": 2},
         "lr_scheduler_type": "constant",
         "quantization_bit": 8,
+        "reward_weights": [0.25, -1.0, 2.0],
     }
     if key.name in chosen:
         return chosen[key.name]
@@ -139,6 +140,8 @@ def test_every_key_that_is_acted_on_round_trips(kind: str) -> None:
         beside: dict[str, Any] = {
             "interleave_probs": {"dataset": "d", "mix_strategy": "interleave_over"},
             "reward_model_adapters": {"reward_model_type": "full"},
+            "reward_weights": {"reward_funcs": ["a", "b"]},
+            "reward_length_free": {"reward_length_penalty": 0.25},
             "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine"},
             "streaming": {"max_steps": 5},
         }.get(name, {})

@@ -525,8 +525,22 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
     if isinstance(config, KtoConfig) and config.do_train and config.kto_chosen_weight + config.kto_rejected_weight == 0:
         wrong("kto_chosen_weight", "0, and kto_rejected_weight too", "nothing would be learnt", "set one of them to 1")
     if isinstance(config, PpoConfig):
-        if config.reward_model is None:
-            missing("reward_model", "FOLDER (output_dir of a run with stage rm)", "stage ppo")
+        if config.reward_model is None and not config.reward_funcs:
+            missing(
+                "reward_model", "FOLDER (output_dir of a run with stage rm), or reward_funcs: FILE.py:NAME", "stage ppo"
+            )
+        sources = (config.reward_model is not None) + len(config.reward_funcs)
+        if config.reward_weights and len(config.reward_weights) != sources:
+            named = [*(["the reward model"] if config.reward_model is not None else []), *map(str, config.reward_funcs)]
+            wrong(
+                "reward_weights", f"{len(config.reward_weights)} weights for {sources} sources of reward",
+                f"the sources are {', '.join(named)}", "one weight for each, in this order, or none",
+            )  # fmt: skip
+        if config.reward_length_free and not config.reward_length_penalty:
+            wrong(
+                "reward_length_free", f"{config.reward_length_free} without reward_length_penalty", "no token costs anything",
+                "reward_length_penalty: 0.01, or delete reward_length_free",
+            )  # fmt: skip
         served = str(config.reward_model or "").startswith(("http://", "https://"))
         if config.reward_model is not None and served != (config.reward_model_type == "api"):
             wrong(

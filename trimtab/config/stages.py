@@ -8,10 +8,10 @@ Defaults of LLaMA-Factory's keys are theirs; those of our own keys and of PPO ar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr
 
 from trimtab.types import Sampling
 
@@ -49,6 +49,17 @@ def _names(value: object) -> object:
     return value
 
 
+def _functions(value: object) -> object:
+    """As `_names`; a program may give functions themselves."""
+    return (value,) if callable(value) else _names(value)
+
+
+def function_name(function: Any) -> str:
+    """A function as a file could name it: module:name."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 def _strategy(value: object) -> object:
     """`no` is false in YAML 1.1."""
     return "no" if value is False else value
@@ -84,6 +95,9 @@ TopK = Annotated[int, Field(ge=-1), BeforeValidator(_number)]
 Text = Annotated[str, Field(min_length=1), BeforeValidator(_text)]
 Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
 Weights = Annotated[tuple[Positive, ...], BeforeValidator(_names)]
+Reals = Annotated[tuple[Real, ...], BeforeValidator(_names)]
+Function = Annotated[Callable[..., Any], PlainSerializer(function_name, return_type=str)]
+Functions = Annotated[tuple[Text | Function, ...], BeforeValidator(_functions)]
 Interval = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_strategy)]
 Resume = Annotated[str | None, BeforeValidator(_resume)]
 
@@ -530,7 +544,22 @@ class PpoConfig(StageConfig):
         "PPO", "lora", "lora: an adapter on the same base; full: a model with a value head; api: a server", stages=_PPO
     )
     reward_model_adapters: Names = key("PPO", (), "adapters on a full reward model, stacked in this order", stages=_PPO)
-    reward_timeout: Positive = key("PPO", 60.0, "seconds that a reward server has for an answer", stages=_PPO)
+    reward_funcs: Functions = key(
+        "PPO",
+        (),
+        "Python functions that reward: FILE.py:NAME, MODULE:NAME or a ready-made one (docs/rewards.md)",
+        stages=_PPO,
+    )
+    reward_weights: Reals = key(
+        "PPO", (), "weight of the reward model, if there is one, then of each function; none: all 1", stages=_PPO
+    )
+    reward_length_penalty: NonNegative = key(
+        "PPO", 0.0, "taken off the reward for each token of an answer beyond reward_length_free", stages=_PPO
+    )
+    reward_length_free: Whole = key("PPO", 0, "tokens of an answer that cost nothing", stages=_PPO)
+    reward_timeout: Positive = key(
+        "PPO", 60.0, "seconds that a reward server or function has for an answer", stages=_PPO
+    )
     reward_retries: Whole = key("PPO", 4, "how often a reward server that does not answer is asked again", stages=_PPO)
     ref_model: Text | None = key(*_REF_MODEL, stages=_REFERENCED)
     ref_model_adapters: Names = key(*_REF_ADAPTERS, stages=_REFERENCED)

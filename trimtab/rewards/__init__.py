@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from trimtab.data.templates import Template
@@ -26,10 +26,24 @@ class Answer:
     text: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What answers are worth, in order.
+
+    Attributes:
+        scores: one number per answer.
+        parts: what the scores are made of, by name, one number per answer each; for the log.
+    """
+
+    scores: list[float]
+    parts: Mapping[str, list[float]] = field(default_factory=dict)
+
+
 class Reward(Protocol):
     """A source of reward; its `name` labels its part in the logs."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
         """One number per answer.

@@ -27,6 +27,10 @@ from trimtab.models.roles import REWARD as REWARD
 from trimtab.models.roles import Roles
 from trimtab.rewards import Reward, readout_tail
 from trimtab.rewards.api import ApiReward
+from trimtab.rewards.function import FunctionReward
+from trimtab.rewards.length import LengthPenalty
+from trimtab.rewards.lookup import load_functions
+from trimtab.rewards.mixture import Mixture
 from trimtab.rewards.model import ModelReward
 from trimtab.train.device import default_micro_batch_tokens, pick_device, pick_dtype
 from trimtab.train.progress import say
@@ -49,6 +53,7 @@ class Session:
         record: how the scores of the reward model in this session are read.
         tail: what follows the end marker in rows that it scores; empty unless it is read at the last token.
         fresh_critic: the critic does not start from a reward model.
+        functions: the Python functions that reward, as the file names them.
     """
 
     config: Any
@@ -66,6 +71,7 @@ class Session:
     record: HeadRecord | None = None
     tail: tuple[int, ...] = ()
     fresh_critic: bool = False
+    functions: tuple[FunctionReward, ...] = ()
 
     def text(self, completion: Completion) -> str:
         """The completion as text, without its stop token."""
@@ -74,8 +80,18 @@ class Session:
             ids.pop()
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def reward(self) -> Reward:
-        """What scores answers: the reward model of the roles, or a server."""
+    def reward(self) -> Mixture:
+        """What scores answers: the reward model or server and the functions by weight, and the price of length."""
+        config = self.config
+        sources: list[Reward] = [] if config.reward_model is None else [self._reward_model()]
+        sources += self.functions
+        weights = config.reward_weights or (1.0,) * len(sources)
+        weighted = list(zip(weights, sources, strict=True))
+        if config.reward_length_penalty:
+            weighted.append((1.0, LengthPenalty(coef=config.reward_length_penalty, free=config.reward_length_free)))
+        return Mixture(weighted)
+
+    def _reward_model(self) -> Reward:
         config = self.config
         if config.reward_model_type == "api":
             return ApiReward(
@@ -167,8 +183,15 @@ def assemble(config: StageConfig) -> Session:
     """Load data first (cheap, and most mistakes are there), then the model, then define the stage's roles."""
     for task in config.eval_tasks:
         EVALS.row(task, where=config.origin("eval_tasks"))
+    functions = load_functions(
+        getattr(config, "reward_funcs", ()),
+        timeout=getattr(config, "reward_timeout", 60.0),
+        where=config.origin("reward_funcs"),
+    )
     tokenizer, template = load_text_side(config)
     data = load_data(config, tokenizer, template)
+    for function in functions:
+        function.check([*data.train_examples, *data.eval_examples])
     roles, _, _, device, dtype, base, fingerprint = load_parts(config, (tokenizer, template))
     if config.full_determinism:
         torch.use_deterministic_algorithms(True)
@@ -198,6 +221,7 @@ def assemble(config: StageConfig) -> Session:
         contains=[h for p in config.adapter_name_or_path for h in (lora.file_hash(Path(p)), *contained(Path(p)))],
         record=record,
         fresh_critic=defined.fresh_critic,
+        functions=functions,
         tail=readout_tail(template, tokenizer, record.readout) if record is not None else (),
     )
 

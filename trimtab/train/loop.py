@@ -92,6 +92,8 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
     with PeakMemory(session.device) as memory:
         if start == 0 and config.eval_on_start:
             progress.evaluate(0)
+        if start and progress.due("eval", start) and progress.evaluated_at != start:
+            progress.evaluate(start)  # the reward failed in it, the last time
         with bar(config.stage, total, start) as advance:
             for number in range(start, total):
                 if progress.patience_is_over():
@@ -119,7 +121,11 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                 progress.log(number + 1, figures | {"lr": config.learning_rate * factor})
                 advance(1, _short(figures))
                 if progress.due("eval", number + 1):
-                    progress.evaluate(number + 1)
+                    try:
+                        progress.evaluate(number + 1)
+                    except RewardError:
+                        progress.keep(number + 1)
+                        raise
                 if progress.due("save", number + 1) and number + 1 < total:
                     progress.save(number + 1)
         progress.end(memory)
@@ -291,7 +297,7 @@ class _Progress:
         self.folder.prune(self.config.save_total_limit, keep=best)
 
     def keep(self, step: int) -> None:
-        """A reward failed in the step after `step`, before anything was changed: nothing that was computed is lost."""
+        """A reward failed in the step after `step`, or in its evaluation, where nothing changes: all that was computed is kept."""
         if step and self.saved_at != step and not self.config.save_only_model:
             self.save(step)
             say(f"saved checkpoint-{step}: --resume goes on from there")

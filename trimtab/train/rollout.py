@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.errors import RewardError
 from trimtab.models.forward import plan, score_tokens
 from trimtab.ops.stats import RunningMoments
-from trimtab.rewards import Answer, Reward, finished_row
+from trimtab.rewards import Answer, finished_row
+from trimtab.rewards.mixture import Mixture
 from trimtab.rewards.shaping import shape_scores
 from trimtab.train.assemble import CRITIC, POLICY, REFERENCE, Session
 from trimtab.types import Completion, Prompt, Rollout, RolloutBatch, Sampling, TokenRow
@@ -47,7 +46,7 @@ def completion_row(prompt: Prompt, completion: Completion) -> TokenRow:
 
 
 def reward_completions(
-    session: Session, reward: Reward, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    session: Session, reward: Mixture, prompts: Sequence[Prompt], completions: Sequence[Completion]
 ) -> list[Rollout]:
     """Rollouts of completions, in order; `prompts` holds the prompt of each."""
     stops = session.template.stop_ids
@@ -55,18 +54,16 @@ def reward_completions(
         Answer(prompt=p, completion=c, row=finished_row(p, c, stops, session.tail), text=session.text(c))
         for p, c in zip(prompts, completions, strict=True)
     ]
-    scores = reward.score(answers)
-    for answer, score in zip(answers, scores, strict=True):
-        if not math.isfinite(score):
-            raise RewardError(
-                f"the reward {reward.name!r} of an answer is {score}",
-                where=str(answer.prompt.example.origin),
-                why="one such number would reach every advantage of the batch; no update has been made with it",
-                remedy="look at this row and at the reward; continue from the last checkpoint",
-            )
+    judged = reward.judge(answers)
     return [
-        Rollout(prompt=a.prompt, completion=a.completion, text=a.text, reward=s, reward_parts={reward.name: s})
-        for a, s in zip(answers, scores, strict=True)
+        Rollout(
+            prompt=answer.prompt,
+            completion=answer.completion,
+            text=answer.text,
+            reward=score,
+            reward_parts={name: part[i] for name, part in judged.parts.items()},
+        )
+        for i, (answer, score) in enumerate(zip(answers, judged.scores, strict=True))
     ]
 
 
@@ -102,7 +99,7 @@ def score_role(
 
 def collect(
     session: Session,
-    reward: Reward,
+    reward: Mixture,
     prompts: Sequence[Prompt],
     *,
     k: int,

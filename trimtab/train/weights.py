@@ -162,7 +162,7 @@ def define_roles(config: Any, roles: Roles, parts: Parts) -> Defined:
     if config.finetuning_type == "lora":
         start = _start_lora(config, roles, parts.fingerprint)
     else:
-        learned = needs is not None and needs.reward and config.reward_model_type == "lora"
+        learned = needs is not None and needs.reward and config.reward_model and config.reward_model_type == "lora"
         beside = needs is not None and ((needs.critic and config.critic == "adapter") or learned)
         refers = needs is not None and needs.reference and not _names_reference(config)
         start = _start_weights(config, roles, parts.dtype, keep_start=beside or refers)
@@ -281,14 +281,8 @@ def _define_reference(config: Any, roles: Roles, start: Start, parts: Parts) -> 
 
 
 def _define_reward(config: Any, roles: Roles, start: Start, parts: Parts) -> HeadRecord | None:
-    """The reward model that the file names, as the role `reward`; None where a server scores."""
-    if not config.reward_model:
-        raise ConfigError(
-            f"stage: {config.stage} needs a reward_model",
-            where=config.origin("reward_model"),
-            remedy="train one with stage: rm",
-        )
-    if config.reward_model_type == "api":
+    """The reward model that the file names, as the role `reward`; None where a server or functions score."""
+    if config.reward_model is None or config.reward_model_type == "api":
         return None
     folder = Path(config.reward_model).expanduser()
     if config.reward_model_type == "lora":
