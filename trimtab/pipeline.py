@@ -142,7 +142,8 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
 def _start_line(config: Any, session: Any, trainer: Any, total: int) -> str:
     """What one step is, in numbers."""
     n = len(session.data.train)
-    what = "pairs" if config.stage in PAIRED else "prompts" if config.stage == "ppo" else "rows"
+    judged = {"listwise": "rankings", "pointwise": "scored answers"}.get(config.rm_loss if config.stage == "rm" else "")
+    what = judged or "pairs" if config.stage in PAIRED else "prompts" if config.stage == "ppo" else "rows"
     line = f"{config.stage}: {'streamed' if session.data.stream else n} {what}, "
     if config.stage == "ppo":
         k = trainer.algorithm.group_size

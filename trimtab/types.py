@@ -51,7 +51,10 @@ class Example:
         prompt: every message before the answer (a system message first, if any); the last is the user's or an observation.
         response: the answer to imitate, or the gold answer of a prompt; None when the row has none.
         chosen, rejected: the two answers of a preference row.
+        ranked: the answers of a ranking from best to worst; then `chosen` and `rejected` are its first and last.
+        margin: what the chosen answer should lead the rejected one by.
         label: the `kto_tag` of the row: was this answer wanted?
+        score: what the answer is worth, by the row.
         text: plain text, for stage pt; then `prompt` is empty.
         tools: the row's tools, as it writes them.
         columns: the row's columns as read, for rewards and evals.
@@ -62,7 +65,10 @@ class Example:
     response: Message | None = None
     chosen: Message | None = None
     rejected: Message | None = None
+    ranked: tuple[Message, ...] = ()
+    margin: float = 0.0
     label: bool | None = None
+    score: float | None = None
     text: str | None = None
     tools: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +107,19 @@ class Pair:
     rejected: TokenRow
     example: Example
     margin: float = 0.0
+
+    @property
+    def answers(self) -> tuple[TokenRow, ...]:
+        """Both, the better one first."""
+        return self.chosen, self.rejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Two or more answers to one prompt from best to worst, each with the prompt before it and ending at the end marker."""
+
+    answers: tuple[TokenRow, ...]
+    example: Example
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +198,26 @@ class PairBatch:
     """A reward-model batch of b pairs; `margin` is what the chosen answer should lead by."""
 
     margin: Float[Tensor, " b"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankBatch:
+    """A reward-model batch of b rankings of up to k answers.
+
+    Attributes:
+        mask: real answers; they stand from best to worst.
+        margin: what any answer should lead the ones below it by.
+    """
+
+    mask: Bool[Tensor, "b k"]
+    margin: Float[Tensor, " b"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreBatch:
+    """A reward-model batch of b single answers and what each is worth."""
+
+    score: Float[Tensor, " b"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +303,7 @@ class LossTerms:
     among: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-BatchT = TypeVar("BatchT", TokenBatch, PairBatch, PreferenceBatch, LabelledBatch, RolloutBatch)
+BatchT = TypeVar("BatchT", TokenBatch, PairBatch, RankBatch, ScoreBatch, PreferenceBatch, LabelledBatch, RolloutBatch)
 
 
 def take(batch: BatchT, rows: list[int]) -> BatchT:

@@ -90,10 +90,15 @@ def test_results_do_not_depend_on_how_a_batch_is_cut(stage: str, keys: Keys, tmp
         if expected is None:
             expected = rows, weights
         for row, other in zip(rows, expected[0], strict=True):
-            assert row == pytest.approx(other, rel=1e-5, abs=1e-6)
+            # the level of a reward model's scores has no gradient but that of rounding, which Adam blows up to steps of 1e-3
+            for level in ("reward_chosen", "reward_rejected"):
+                assert row.get(level, 0.0) == pytest.approx(other.get(level, 0.0), abs=2e-3)
+            kept = {name: value for name, value in row.items() if not name.startswith("reward_")}
+            assert kept == pytest.approx({name: other[name] for name in kept}, rel=1e-5, abs=1e-6)
         for name, tensor in weights.items():
             # Adam divides by the gradient's own size, so rounding of a tiny one is a visible part of a step of 1e-3
-            torch.testing.assert_close(tensor, expected[1][name], atol=2e-5, rtol=1e-4)
+            atol = 2e-3 if name.startswith("head/") and name.endswith("bias") else 2e-5
+            torch.testing.assert_close(tensor, expected[1][name], atol=atol, rtol=1e-4)
 
 
 def test_dropout_acts_in_sft_and_nowhere_else(keys: Keys, tmp_path: Path, sft_folder: Path) -> None:
@@ -207,7 +212,7 @@ def test_the_figures_of_a_reward_model_by_hand(keys: Keys, tmp_path: Path, monke
     one = trainer(keys("rm", tmp_path))
     scores = [2.0, 1.0, 0.0, 1.0, 1.0, 1.0]  # leads 1, -1 and a tie, which is an error
     monkeypatch.setattr("trimtab.train.offline.score_rows_as", lambda *args, **keys: scores)
-    figures = one.evaluate_pairs(one.rows[:3])
+    figures = one.evaluate_judged(one.rows[:3], [])
     assert figures["accuracy"] == pytest.approx(1 / 3)
     assert figures["margin"] == 0.0
     # log(1 + exp(-1)) = 0.3132617, log(1 + e) = 1.3132617, log 2 = 0.6931472
@@ -218,7 +223,8 @@ def test_the_figures_of_a_reward_model_by_hand(keys: Keys, tmp_path: Path, monke
 def test_reading_at_the_last_token_is_another_place(keys: Keys, tmp_path: Path) -> None:
     stop, last = (trainer(keys("rm", tmp_path, reward_readout=where)) for where in ("stop", "last"))
     newline = stop.session.tokenizer.encode("\n", add_special_tokens=False)
-    for a, b in zip(stop.pair_rows(stop.rows), last.pair_rows(last.rows), strict=True):
+    flat = [[row for answers in one.answers(one.rows) for row in answers] for one in (stop, last)]
+    for a, b in zip(*flat, strict=True):
         assert b.token_ids == (*a.token_ids, *newline)
         assert b.scored[-1] == len(b.token_ids) - 1
     assert stop.step(0)["loss"] != last.step(0)["loss"]

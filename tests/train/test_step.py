@@ -117,7 +117,7 @@ def test_pair_losses_and_gradients_do_not_depend_on_the_cut() -> None:
                 loss=(scores[:, 0] - 2 * scores[:, 1]) * scale[which], means={"chosen": scores[:, 0]}
             ),
             Forward(budget=budget, layout=layout),
-            unit=2,
+            sizes=[2, 2, 2],
         )
 
     whole = pairs(10_000, "padded")

@@ -25,6 +25,7 @@ from trimtab.config.stages import (
     PpoConfig,
     PreferenceConfig,
     Real,
+    RmConfig,
     StageConfig,
     Text,
 )
@@ -504,6 +505,14 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
             "the trained model would be written over it",
             "another folder",
         )
+    if isinstance(config, RmConfig):
+        unread = {"listwise": ("rm_label_smoothing",), "pointwise": ("rm_label_smoothing", "center_rewards_coef")}
+        for key in unread.get(config.rm_loss, ()):
+            if getattr(config, key):
+                wrong(
+                    key, f"{getattr(config, key):g} with rm_loss {config.rm_loss}", "that loss does not read it, and it would be a "
+                    "setting silently lost", "delete it, or set rm_loss: pairwise",
+                )  # fmt: skip
     if isinstance(config, DpoConfig):
         for key, losses in _READ_BY.items():
             if config.pref_loss not in losses and getattr(config, key) not in (None, False, 0, 0.0):

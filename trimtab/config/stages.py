@@ -360,6 +360,12 @@ class StageConfig(BaseModel):
         "token at which a reward is read: the end-of-turn token, or the last",
         stages=("rm", "infer"),
     )
+    rm_loss: Literal["pairwise", "listwise", "pointwise"] = key(
+        "Reward model",
+        "pairwise",
+        "pairwise: Bradley-Terry, averaged over the pairs of a ranking; listwise: Plackett-Luce; pointwise: squared error to a score",
+        stages=("rm", "infer"),
+    )
 
     # -------------------------------------------------------------------------------------------------- derived values
 
@@ -440,9 +446,13 @@ class SftConfig(StageConfig):
 
 
 class RmConfig(StageConfig):
-    """Reward model, Bradley-Terry on pairs."""
+    """Reward model: on pairs, rankings or scored answers."""
 
     stage: Literal["rm"] = key("Stage", "rm", "what to train")
+
+    rm_label_smoothing: BelowHalf = key(
+        "Reward model", 0.0, "pairwise: share of pairs taken to be the wrong way round", stages=("rm",)
+    )
 
     center_rewards_coef: NonNegative = key(
         "Reward model", 0.0, "weight of the squared sum of a pair's rewards in the loss", stages=("rm",)

@@ -17,7 +17,7 @@ from trimtab.data.dropped import Dropped
 from trimtab.data.templates.template import Piece, Template
 from trimtab.data.templates.tools import UnusableTools, read_tools
 from trimtab.data.tokenizer import Tokenizer, encode_plain
-from trimtab.types import Example, Message, Pair, Prompt, Role, TokenRow
+from trimtab.types import Example, Message, Pair, Prompt, Ranking, Role, TokenRow
 
 Ids = tuple[int, ...]
 
@@ -230,15 +230,39 @@ def fit_pair(
         return Dropped(origin=example.origin, reason="no chosen and rejected answers")
     if example.chosen.content == example.rejected.content:
         return Dropped(origin=example.origin, reason="chosen and rejected are the same")
+    fitted = _fit_answers(example, (example.chosen, example.rejected), template, tokenizer, cutoff_len=cutoff_len)
+    if isinstance(fitted, Dropped):
+        return fitted
+    (chosen, rejected), lost = fitted
+    return Pair(chosen=chosen, rejected=rejected, example=example, margin=example.margin), lost
+
+
+def fit_ranking(
+    example: Example, template: Template, tokenizer: Tokenizer, *, cutoff_len: int
+) -> tuple[Ranking, int] | Dropped:
+    """The ranked answers of a row after one prompt (of a pair: both), and the number of prompt tokens that did not fit.
+
+    Like a pair, it is dropped when an answer would lose its end marker.
+    """
+    answers = example.ranked or tuple(a for a in (example.chosen, example.rejected) if a is not None)
+    if len(answers) < 2:
+        return Dropped(origin=example.origin, reason="no ranked answers")
+    if len({answer.content for answer in answers}) < len(answers):
+        return Dropped(origin=example.origin, reason="two ranked answers are the same")
+    fitted = _fit_answers(example, answers, template, tokenizer, cutoff_len=cutoff_len)
+    return fitted if isinstance(fitted, Dropped) else (Ranking(answers=fitted[0], example=example), fitted[1])
+
+
+def _fit_answers(
+    example: Example, answers: Sequence[Message], template: Template, tokenizer: Tokenizer, *, cutoff_len: int
+) -> tuple[tuple[TokenRow, ...], int] | Dropped:
+    """Several answers after one prompt, which gives way to the longest of them; and how many tokens it lost."""
     try:
         source = chunks(encode_source(example, template, tokenizer))
-        chosen, rejected = (
-            template.encode_answer(tokenizer, answer.content, newline=False, role=answer.role)
-            for answer in (example.chosen, example.rejected)
-        )
+        encoded = [template.encode_answer(tokenizer, a.content, newline=False, role=a.role) for a in answers]
     except UnusableTools as error:
         return Dropped(origin=example.origin, reason=error.what, detail=error.why)
-    longest = max(len(chosen), len(rejected))
+    longest = max(map(len, encoded))
     whole = len(join(source))
     source_room, target_room = split_budget(whole, longest, cutoff_len)
     if target_room < longest:
@@ -248,8 +272,7 @@ def fit_pair(
             detail=f"prompt {whole}, longer answer {longest}, cutoff_len {cutoff_len} tokens",
         )
     prompt = keep_tail(source, source_room)
-    pair = Pair(chosen=scored_row(prompt, chosen), rejected=scored_row(prompt, rejected), example=example)
-    return pair, whole - len(prompt)
+    return tuple(scored_row(prompt, answer) for answer in encoded), whole - len(prompt)
 
 
 def fit_labelled(
@@ -261,6 +284,21 @@ def fit_labelled(
     """
     if example.label is None:
         return Dropped(origin=example.origin, reason="no label (kto_tag)")
+    return _fit_single(example, template, tokenizer, cutoff_len=cutoff_len)
+
+
+def fit_scored(
+    example: Example, template: Template, tokenizer: Tokenizer, *, cutoff_len: int
+) -> tuple[TokenRow, int] | Dropped:
+    """The same for a single answer with a score."""
+    if example.score is None:
+        return Dropped(origin=example.origin, reason="no score")
+    return _fit_single(example, template, tokenizer, cutoff_len=cutoff_len)
+
+
+def _fit_single(
+    example: Example, template: Template, tokenizer: Tokenizer, *, cutoff_len: int
+) -> tuple[TokenRow, int] | Dropped:
     if example.response is None:
         return Dropped(origin=example.origin, reason="no answer")
     try:

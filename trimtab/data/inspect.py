@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from trimtab.data.loader import PAIRED, StageData, load_data
+from trimtab.data.loader import StageData, load_data
 from trimtab.data.templates import Template
 from trimtab.data.tokenizer import Tokenizer
-from trimtab.types import Pair, Prompt, TokenRow
+from trimtab.types import Pair, Prompt, Ranking, TokenRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,9 +46,9 @@ def summary(data: StageData[Any]) -> Summary:
     """The figures of loaded data."""
     report = data.report
     tokens = sum(report.lengths)
-    if data.stage in PAIRED:  # a pair's length is its longer row; what is scored lies in both
-        rows = [row for pair in (*data.train, *data.eval) for row in (pair.chosen, pair.rejected)]
-        tokens = sum(len(row.token_ids) for row in rows)
+    several = [row for row in (*data.train, *data.eval) if isinstance(row, Pair | Ranking)]
+    if several:  # their length is that of the longest answer's row; what is scored lies in all
+        tokens = sum(len(answer.token_ids) for row in several for answer in row.answers)
     return Summary(
         read=sum(s.read for s in report.sets),
         dropped=len(report.dropped),
@@ -144,7 +144,11 @@ def show(data: StageData[Any], tokenizer: Tokenizer, *, rows: int, console: Cons
     console.print(f"repeated rows: {figures.duplicates}; held-out prompts that are also trained on: {figures.overlap}")
 
     for row, example in list(zip(data.train, data.train_examples, strict=True))[:rows]:
-        parts = [("chosen", row.chosen), ("rejected", row.rejected)] if isinstance(row, Pair) else [("", row)]
+        parts = [("", row)]
+        if isinstance(row, Pair):
+            parts = [("chosen", row.chosen), ("rejected", row.rejected)]
+        elif isinstance(row, Ranking):
+            parts = [(f"ranked {place}", answer) for place, answer in enumerate(row.answers, 1)]
         for name, part in parts:
             console.rule(Text(f"{example.origin} {name}".strip()), align="left")
             text = Text()

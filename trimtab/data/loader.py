@@ -22,9 +22,9 @@ from trimtab.data.templates import Template
 from trimtab.data.tokenizer import Tokenizer
 from trimtab.data.workers import mapped
 from trimtab.errors import DataError
-from trimtab.types import Example, Pair, Prompt, TokenRow
+from trimtab.types import Example, Pair, Prompt, Ranking, TokenRow
 
-RowT = TypeVar("RowT", TokenRow, Pair, Prompt)
+RowT = TypeVar("RowT", TokenRow, Pair, Ranking, Prompt)
 Config = Any  # any object with the attributes that users know as keys; see trimtab/config
 
 PAIRED = ("rm", "dpo", "orpo", "simpo")
@@ -204,7 +204,16 @@ def _sets(config: Config, names: list[str], seed: int, tally: _Tally) -> dict[st
 
 def _examples(spec: info.DatasetSpec, config: Config, seed: int, tally: _Tally) -> list[Example]:
     """The examples of one set, after num_samples and max_samples; what cannot be read goes to the tally."""
-    if config.stage in PAIRED and not spec.layout.ranking:
+    pointwise = config.stage == "rm" and getattr(config, "rm_loss", "pairwise") == "pointwise"
+    if pointwise and (spec.layout.ranking or "score" not in spec.layout.columns):
+        raise DataError(
+            f"data set {spec.name!r} cannot train a reward model by regression: "
+            + ("its rows are preferences" if spec.layout.ranking else "no column holds its scores"),
+            where=spec.where,
+            why="rm_loss: pointwise learns from single answers, each with a score",
+            remedy="rm_loss: pairwise" if spec.layout.ranking else 'add "columns": {"score": "NAME"} to its entry',
+        )
+    if config.stage in PAIRED and not spec.layout.ranking and not pointwise:
         what = "train a reward model" if config.stage == "rm" else f"serve stage {config.stage}"
         raise DataError(
             f"data set {spec.name!r} cannot {what}: it is not a set of preferences",
@@ -219,6 +228,8 @@ def _examples(spec: info.DatasetSpec, config: Config, seed: int, tally: _Tally) 
             why="the stage learns from single answers, each with a label (kto_tag) that says if it was wanted",
             remedy="use stage dpo, or a set with a kto_tag column",
         )
+    if "margin" in spec.layout.columns and ("ranked" in spec.layout.columns or config.stage != "rm"):
+        tally.notes.append(f"{spec.name}: margin is read for pairs of stage rm only")
     if spec.note:
         tally.notes.append(spec.note)
     read = FORMATS.load(spec.formatting)
@@ -296,6 +307,7 @@ def _encode(
             cutoff_len=config.cutoff_len,
             mask_history=config.mask_history,
             train_on_prompt=config.train_on_prompt,
+            rm_loss=getattr(config, "rm_loss", "pairwise"),
         )
         encoded = mapped(encode_row, examples, (settings, tokenizer, template), workers)
     else:
@@ -320,15 +332,16 @@ class Settings:
     cutoff_len: int
     mask_history: bool
     train_on_prompt: bool
+    rm_loss: str = "pairwise"
 
 
 def encode_row(
     example: Example, config: Config, tokenizer: Tokenizer, template: Template
-) -> list[tuple[TokenRow | Pair | Prompt, int]] | Dropped:
+) -> list[tuple[TokenRow | Pair | Ranking | Prompt, int]] | Dropped:
     """The row of one example (several of a long text) and how many tokens each lost; or why there is none."""
     if config.stage == "pt":
         return [(part, 0) for part in encode.encode_text(example, tokenizer, cutoff_len=config.cutoff_len)]
-    fitted: tuple[TokenRow | Pair, int] | Dropped
+    fitted: tuple[TokenRow | Pair | Ranking, int] | Dropped
     if config.stage == "sft":
         fitted = encode.fit_sft(
             example,
@@ -342,6 +355,13 @@ def encode_row(
     if config.stage == "kto":
         labelled = encode.fit_labelled(example, template, tokenizer, cutoff_len=config.cutoff_len)
         return labelled if isinstance(labelled, Dropped) else [labelled]
+    rm_loss = getattr(config, "rm_loss", "pairwise") if config.stage == "rm" else ""
+    if rm_loss == "pointwise":
+        fitted = encode.fit_scored(example, template, tokenizer, cutoff_len=config.cutoff_len)
+        return fitted if isinstance(fitted, Dropped) else [fitted]
+    if rm_loss == "listwise" or (rm_loss and example.ranked):
+        fitted = encode.fit_ranking(example, template, tokenizer, cutoff_len=config.cutoff_len)
+        return fitted if isinstance(fitted, Dropped) else [fitted]
     if config.stage in PAIRED:
         fitted = encode.fit_pair(example, template, tokenizer, cutoff_len=config.cutoff_len)
         return fitted if isinstance(fitted, Dropped) else [fitted]
@@ -416,24 +436,30 @@ def _progress(examples: list[Example]) -> Iterator[Example]:
 # -------------------------------------------------------------------------------------------------------------- report
 
 
-def row_ids(row: TokenRow | Pair | Prompt) -> tuple[int, ...]:
-    """What a row holds, as one key: its tokens (of both answers of a pair)."""
-    if isinstance(row, Pair):
-        return (*row.chosen.token_ids, -1, *row.rejected.token_ids)
+def row_answers(row: TokenRow | Pair | Ranking) -> tuple[TokenRow, ...]:
+    """The answers of a row that a reward model learns from, the better ones first."""
+    return row.answers if isinstance(row, Pair | Ranking) else (row,)
+
+
+def row_ids(row: TokenRow | Pair | Ranking | Prompt) -> tuple[int, ...]:
+    """What a row holds, as one key: its tokens (of all its answers, a -1 between two)."""
+    if isinstance(row, Pair | Ranking):
+        first, *more = row.answers
+        return (*first.token_ids, *(token for answer in more for token in (-1, *answer.token_ids)))
     return row.token_ids
 
 
-def row_length(row: TokenRow | Pair | Prompt) -> int:
-    """Tokens of a row; of the longer one of a pair."""
-    if isinstance(row, Pair):
-        return max(len(row.chosen.token_ids), len(row.rejected.token_ids))
+def row_length(row: TokenRow | Pair | Ranking | Prompt) -> int:
+    """Tokens of a row; of the longest answer's, where there are several."""
+    if isinstance(row, Pair | Ranking):
+        return max(len(answer.token_ids) for answer in row.answers)
     return len(row.token_ids)
 
 
-def row_scored(row: TokenRow | Pair | Prompt) -> int:
-    """Tokens that are learnt or scored; of a pair, in both answers; of a prompt none yet."""
-    if isinstance(row, Pair):
-        return len(row.chosen.scored) + len(row.rejected.scored)
+def row_scored(row: TokenRow | Pair | Ranking | Prompt) -> int:
+    """Tokens that are learnt or scored, in all answers; of a prompt none yet."""
+    if isinstance(row, Pair | Ranking):
+        return sum(len(answer.scored) for answer in row.answers)
     return len(row.scored) if isinstance(row, TokenRow) else 0
 
 

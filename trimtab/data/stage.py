@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 
 from trimtab.data.dropped import Dropped
 from trimtab.data.stream import RowStream
-from trimtab.types import Example, Pair, Prompt, TokenRow
+from trimtab.types import Example, Pair, Prompt, Ranking, TokenRow
 
-RowT = TypeVar("RowT", TokenRow, Pair, Prompt)
+RowT = TypeVar("RowT", TokenRow, Pair, Ranking, Prompt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

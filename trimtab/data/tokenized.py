@@ -24,12 +24,12 @@ from trimtab.data.stage import Report, SetReport, StageData
 from trimtab.data.templates import Template
 from trimtab.data.tokenizer import Tokenizer
 from trimtab.errors import DataError
-from trimtab.types import Example, Message, Origin, Pair, Prompt, TokenRow
+from trimtab.types import Example, Message, Origin, Pair, Prompt, Ranking, TokenRow
 
-INFO, ROWS, VERSION = "tokenized.json", "rows.parquet", 1
+INFO, ROWS, VERSION = "tokenized.json", "rows.parquet", 2
 KEYS = (
     "stage", "dataset", "eval_dataset", "cutoff_len", "max_samples", "val_size", "mix_strategy", "interleave_probs", "seed",
-    "data_seed", "train_on_prompt", "mask_history", "packing", "neat_packing", "split_special_tokens",
+    "data_seed", "train_on_prompt", "mask_history", "packing", "neat_packing", "split_special_tokens", "rm_loss",
 )  # fmt: skip
 PROBE = "Which towns? 哪些城市？  SELECT count(*)\n\tFROM t;"
 
@@ -158,7 +158,7 @@ def _files(made_of: Mapping[str, Any]) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
-def _row(row: TokenRow | Pair | Prompt) -> dict[str, Any]:
+def _row(row: TokenRow | Pair | Ranking | Prompt) -> dict[str, Any]:
     if isinstance(row, Pair):
         return {
             "ids": row.chosen.token_ids,
@@ -167,17 +167,26 @@ def _row(row: TokenRow | Pair | Prompt) -> dict[str, Any]:
             "rejected_scored": row.rejected.scored,
             "margin": row.margin,
         }
+    if isinstance(row, Ranking):
+        return {
+            "ids": row.answers[0].token_ids,
+            "scored": row.answers[0].scored,
+            "others": [{"ids": one.token_ids, "scored": one.scored} for one in row.answers[1:]],
+        }
     if isinstance(row, Prompt):
         return {"ids": row.token_ids, "index": row.index, "cut": row.cut}
     return {"ids": row.token_ids, "scored": row.scored}
 
 
-def _read_row(one: Mapping[str, Any], example: Example) -> TokenRow | Pair | Prompt:
+def _read_row(one: Mapping[str, Any], example: Example) -> TokenRow | Pair | Ranking | Prompt:
     ids = tuple(one["ids"])
     if "index" in one:
         return Prompt(index=one["index"], token_ids=ids, example=example, cut=one["cut"])
     row = TokenRow(token_ids=ids, scored=tuple(one["scored"]))
-    if "rejected_ids" not in one:
+    if one.get("others"):
+        others = (TokenRow(token_ids=tuple(o["ids"]), scored=tuple(o["scored"])) for o in one["others"])
+        return Ranking(answers=(row, *others), example=example)
+    if one.get("rejected_ids") is None:
         return row
     rejected = TokenRow(token_ids=tuple(one["rejected_ids"]), scored=tuple(one["rejected_scored"]))
     return Pair(chosen=row, rejected=rejected, example=example, margin=one["margin"])
@@ -197,7 +206,7 @@ def _read_example(text: str) -> Example:
         **{
             **found,
             "origin": Origin(**found["origin"]),
-            "prompt": tuple(Message(**value) for value in found["prompt"]),
+            **{name: tuple(Message(**value) for value in found[name]) for name in ("prompt", "ranked")},
             **{name: message(found[name]) for name in ("response", "chosen", "rejected")},
         }
     )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, cast
 
 import torch
@@ -103,7 +104,9 @@ def _parts(rows: Sequence[TokenRow], tree: list[int], budget: int) -> list[list[
     return parts
 
 
-def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", unit: int = 1) -> list[list[int]]:
+def plan(
+    rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", unit: int | Sequence[int] = 1
+) -> list[list[int]]:
     """Cut rows into micro-batches of at most `budget` tokens, padding counted; a unit longer than that goes alone.
 
     Rows of like length come together. A padded micro-batch is closed when its padding would cost more than another pass does (taken
@@ -111,12 +114,15 @@ def plan(rows: Sequence[TokenRow], budget: int, *, layout: Layout = "padded", un
     are fixed before it.
 
     Args:
-        unit: rows that belong together are consecutive, this many at a time (2 for pairs), and are never separated.
+        unit: rows that belong together are consecutive, this many at a time (2 for pairs; for groups of
+            unlike size, their sizes), and are never separated.
 
     Returns:
         Row numbers of each micro-batch; every row once.
     """
-    blocks = [list(range(i, min(i + unit, len(rows)))) for i in range(0, len(rows), unit)]
+    sizes = [unit] * -(-len(rows) // unit) if isinstance(unit, int) else unit
+    ends = list(accumulate(sizes))
+    blocks = [list(range(end - size, min(end, len(rows)))) for size, end in zip(sizes, ends, strict=True)]
     if layout == "shared" and unit == 1:
         blocks = [part for tree in trees(rows, layout) for part in _parts(rows, tree, budget)]
     if layout == "padded":

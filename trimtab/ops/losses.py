@@ -17,18 +17,23 @@ def nll(logp: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
 
 
 def bradley_terry(
-    chosen: Float[Tensor, " b"],
-    rejected: Float[Tensor, " b"],
-    margin: Float[Tensor, " b"] | float = 0.0,
+    chosen: Float[Tensor, "*b"],
+    rejected: Float[Tensor, "*b"],
+    margin: Float[Tensor, ...] | float = 0.0,
     center_coef: float = 0.0,
-) -> Float[Tensor, " b"]:
-    """-log sigmoid(r_w - r_l - margin) + c (r_w + r_l)^2, one number per pair.
+    smoothing: float = 0.0,
+) -> Float[Tensor, "*b"]:
+    """-(1 - e) log sigmoid(x) - e log sigmoid(-x) + c (r_w + r_l)^2, x = r_w - r_l - margin; one number per pair.
 
     The first term is the negative log-likelihood of the preference under Bradley and Terry (1952), as in Ouyang et al.
     (2203.02155), equation 1, with the margin of Llama 2 (2307.09288), equation 2. It sees differences only, so the
-    scores may drift together; the second term, of Eisenstein et al. (2312.09244), ties their sum to 0.
+    scores may drift together; the last term, of Eisenstein et al. (2312.09244), ties their sum to 0. e is the share of
+    labels taken to be the wrong way round (Wang et al. 2401.06080): the best lead is then finite,
+    margin + log((1 - e) / e).
     """
-    return -logsigmoid(chosen - rejected - margin) + center_coef * (chosen + rejected) ** 2
+    lead = chosen - rejected - margin
+    loss = -logsigmoid(lead) if smoothing == 0 else -(1 - smoothing) * logsigmoid(lead) - smoothing * logsigmoid(-lead)
+    return loss + center_coef * (chosen + rejected) ** 2
 
 
 def ppo_policy_loss(

@@ -27,7 +27,13 @@ class ModelReward:
 
 
 def score_rows_as(
-    roles: Roles, role: str, rows: Sequence[TokenRow], *, budget: int, layout: Layout = "padded", unit: int = 1
+    roles: Roles,
+    role: str,
+    rows: Sequence[TokenRow],
+    *,
+    budget: int,
+    layout: Layout = "padded",
+    unit: int | Sequence[int] = 1,
 ) -> list[float]:
     """Scores of any number of rows, in order, without gradients: the one scoring path of evaluation, PPO and `get_scores`.
 

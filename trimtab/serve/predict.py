@@ -1,9 +1,11 @@
-"""Answers to a whole data set, in the order of its rows; with stage rm, scores of its pairs.
+"""Answers to a whole data set, in the order of its rows; with stage rm, scores of its answers.
 
 | file | what it holds |
 |---|---|
-| `generated_predictions.jsonl` | a row per data row: prompt, predict, label; finish and row (`file:number`). Stage rm: chosen, rejected |
-| `predict_results.json` | `predict_exact_match` and every eval task of the file; stage rm: `predict_accuracy`, `predict_margin` |
+| `generated_predictions.jsonl` | a row per data row: prompt, predict, label; finish and row (`file:number`) |
+| the same, stage rm | chosen and rejected, or ranked, or reward and score; row |
+| `predict_results.json` | `predict_exact_match` and every eval task of the file |
+| the same, stage rm | `predict_accuracy`, `predict_margin`; `predict_mse` where rows have scores |
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from trimtab.config import StageConfig
-from trimtab.data.loader import StageData, load_data
+from trimtab.data.loader import StageData, load_data, row_answers
 from trimtab.errors import ConfigError, ModelError, RunError
 from trimtab.rewards import with_tail
 from trimtab.rewards.model import score_rows_as
@@ -25,7 +28,7 @@ from trimtab.serve.model import find_served, load_served
 from trimtab.train.assemble import REWARD, Session, load_text_side
 from trimtab.train.offline import score_tasks
 from trimtab.train.progress import bar, say
-from trimtab.types import Prompt
+from trimtab.types import Pair, Prompt, TokenRow
 
 BLOCK = 256  # rows between two writes
 
@@ -87,7 +90,7 @@ def predict_session(session: Session, folder: RunFolder) -> Figures:
         say(f"no predictions: stage {session.config.stage} has no held-out prompts here")
         return {}
     with bar("predict", count) as advance:
-        figures = (_score_pairs if session.config.stage == "rm" else _answer_prompts)(session, folder, advance)
+        figures = (_score_answers if session.config.stage == "rm" else _answer_prompts)(session, folder, advance)
     seconds = time.monotonic() - started
     figures = {
         "predict_samples": count,
@@ -141,29 +144,47 @@ def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int]
     return figures
 
 
-def _score_pairs(session: Session, folder: RunFolder, advance: Callable[[int], None]) -> Figures:
+def _score_answers(session: Session, folder: RunFolder, advance: Callable[[int], None]) -> Figures:
+    """Scores of the held-out answers: of pairs, of rankings (best first), or of single ones with the row's own score."""
     leads: list[float] = []
-    sums = [0.0, 0.0]
+    ends: list[tuple[float, float]] = []
+    errors: list[float] = []
 
     def rows() -> Iterator[dict[str, Any]]:
-        pairs = session.data.eval
-        for start in range(0, len(pairs), BLOCK):
-            block = pairs[start : start + BLOCK]
-            flat = [with_tail(row, session.tail) for pair in block for row in (pair.chosen, pair.rejected)]
-            scores = score_rows_as(session.roles, REWARD, flat, budget=session.budget, layout=session.layout, unit=2)
-            for pair, chosen, rejected in zip(block, scores[::2], scores[1::2], strict=True):
-                leads.append(chosen - rejected)
-                sums[0] += chosen
-                sums[1] += rejected
+        judged, examples = session.data.eval, session.data.eval_examples
+        for start in range(0, len(judged), BLOCK):
+            block = judged[start : start + BLOCK]
+            groups = [[with_tail(answer, session.tail) for answer in row_answers(row)] for row in block]
+            flat = [answer for group in groups for answer in group]
+            sizes = [len(group) for group in groups]
+            scores = iter(
+                score_rows_as(session.roles, REWARD, flat, budget=session.budget, layout=session.layout, unit=sizes)
+            )
+            for row, size, example in zip(block, sizes, examples[start : start + BLOCK], strict=True):
+                own = [next(scores) for _ in range(size)]
+                leads.extend(better - worse for better, worse in combinations(own, 2))
+                ends.append((own[0], own[-1]))
                 advance(1)
-                yield {"chosen": chosen, "rejected": rejected, "row": str(pair.example.origin)}
+                if isinstance(row, TokenRow):
+                    errors.append(own[0] - (example.score or 0.0))
+                    yield {"reward": own[0], "score": example.score, "row": str(example.origin)}
+                elif isinstance(row, Pair):
+                    yield {"chosen": own[0], "rejected": own[1], "row": str(example.origin)}
+                else:
+                    yield {"ranked": own, "row": str(example.origin)}
 
     folder.write_predictions(rows())
+    if errors:
+        return {
+            "mse": sum(error**2 for error in errors) / len(errors),
+            "abs_error": sum(map(abs, errors)) / len(errors),
+            "reward": sum(reward for reward, _ in ends) / len(ends),
+        }
     return {
         "accuracy": sum(lead > 0 for lead in leads) / len(leads),  # a tie is an error
         "margin": sum(leads) / len(leads),
-        "reward_chosen": sums[0] / len(leads),
-        "reward_rejected": sums[1] / len(leads),
+        "reward_chosen": sum(best for best, _ in ends) / len(ends),
+        "reward_rejected": sum(worst for _, worst in ends) / len(ends),
     }
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, combinations
 from typing import Any
 
 import torch
 
 from trimtab.algos import ALGORITHMS, Offline
-from trimtab.data.loader import batches
+from trimtab.data.loader import batches, row_answers
 from trimtab.evals import EVALS
 from trimtab.models.forward import plan, score_tokens
+from trimtab.ops.ranking import plackett_luce
 from trimtab.ops.reduction import reduction_weights
 from trimtab.ops.stats import calibration_bins, calibration_error, correlation
 from trimtab.rewards import with_tail
@@ -21,7 +23,10 @@ from trimtab.train.loop import Figures
 from trimtab.train.optim import make_optimizer
 from trimtab.train.progress import say
 from trimtab.train.step import Forward, backward_rows, backward_tokens, clip_and_step
-from trimtab.types import Example, Pair, PairBatch, Sampling, TokenBatch, TokenRow, take
+from trimtab.types import Example, Pair, PairBatch, RankBatch, Ranking, Sampling, ScoreBatch, TokenBatch, TokenRow, take
+
+Judged = Pair | Ranking | TokenRow
+"""A row of a reward model's data: two answers, several, or one with a score (in its example)."""
 
 
 class OfflineTrainer:
@@ -40,12 +45,15 @@ class OfflineTrainer:
         )
         self.parameters = session.roles.trainable(self.role)
         if self.algorithm.reads == "reward":
-            # a random head starts with one large score for everything; the pairwise loss cannot see it, centring would fight it
-            self._subtract_mean(self.pair_rows(self.rows[:32]))
+            # a random head starts with one large score for everything; losses of leads cannot see it, centring would fight it, and
+            # a regression would spend its first steps on it
+            first = [row for answers in self.answers(self.rows[:32]) for row in answers]
+            self._subtract_mean(first, self._targets(session.data.train_examples[:32]))
         self.optimizers = {self.role: make_optimizer(self.parameters, config, config.learning_rate)}
         self.learning_rates = {self.role: config.learning_rate}
         self.current: list[dict[str, Any]] = []
-        self.best_metric = ("accuracy", True) if self.algorithm.reads == "reward" else ("loss", False)
+        ranks = self.algorithm.reads == "reward" and config.rm_loss != "pointwise"
+        self.best_metric = ("accuracy", True) if ranks else ("loss", False)
 
     def step(self, number: int) -> Figures:
         config = self.session.config
@@ -59,7 +67,7 @@ class OfflineTrainer:
             mean_logp=bool(config.label_smoothing_factor),
         )
         if self.algorithm.reads == "reward":
-            sums, tokens = self._pairs(chosen, how, names)
+            sums, tokens = self._judged(chosen, examples, how, names)
         else:
             sums, tokens = self._tokens(chosen, how, names)
         norm = clip_and_step(self.optimizers[self.role], self.parameters, config.max_grad_norm, self.role)
@@ -92,26 +100,45 @@ class OfflineTrainer:
         )
         return sums, sum(len(row.token_ids) for row in rows)
 
-    def _pairs(self, pairs: list[Pair], how: Forward, names: list[str]) -> tuple[Any, int]:
-        rows = self.pair_rows(pairs)
-        batch = PairBatch(margin=torch.tensor([pair.margin for pair in pairs], device=self.session.device))
+    def _judged(self, judged: list[Judged], examples: list[Example], how: Forward, names: list[str]) -> tuple[Any, int]:
+        groups = self.answers(judged)
+        batch: Any = self.judged_batch(judged, examples)
+        rows = [row for answers in groups for row in answers]
         sums = backward_rows(
             self.session.roles,
             self.role,
             rows,
             reduction_weights(
-                torch.ones(len(pairs), dtype=torch.bool, device=self.session.device), self.algorithm.reduction
+                torch.ones(len(judged), dtype=torch.bool, device=self.session.device), self.algorithm.reduction
             ),
             lambda scores, which: self.algorithm.loss(scores, take(batch, which)),
             how,
-            unit=2,
+            sizes=[len(answers) for answers in groups],
             names=names,
         )
         return sums, sum(len(row.token_ids) for row in rows)
 
-    def pair_rows(self, pairs: list[Pair]) -> list[TokenRow]:
-        """Chosen, rejected, chosen ... each ending where the reward is read."""
-        return [with_tail(row, self.session.tail) for pair in pairs for row in (pair.chosen, pair.rejected)]
+    def answers(self, judged: Sequence[Judged]) -> list[list[TokenRow]]:
+        """The answers of each row, the better ones first, each ending where the reward is read."""
+        return [[with_tail(answer, self.session.tail) for answer in row_answers(row)] for row in judged]
+
+    def judged_batch(self, judged: Sequence[Judged], examples: Sequence[Example]) -> PairBatch | RankBatch | ScoreBatch:
+        """What the data says of these answers: the lead, the ranking, or the score."""
+        device = self.session.device
+        targets = self._targets(examples)
+        if targets is not None:
+            return ScoreBatch(score=torch.tensor(targets, device=device))
+        margin = torch.tensor([row.margin if isinstance(row, Pair) else 0.0 for row in judged], device=device)
+        if all(isinstance(row, Pair) for row in judged):
+            return PairBatch(margin=margin)
+        sizes = torch.tensor([len(row_answers(row)) for row in judged], device=device)
+        return RankBatch(mask=torch.arange(int(sizes.max()), device=device)[None] < sizes[:, None], margin=margin)
+
+    def _targets(self, examples: Sequence[Example]) -> list[float] | None:
+        """The scores that a regression learns; None for every other loss."""
+        if self.session.config.rm_loss != "pointwise":
+            return None
+        return [float(example.score or 0.0) for example in examples]
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
@@ -121,7 +148,7 @@ class OfflineTrainer:
         if not rows:
             return {}
         if self.algorithm.reads == "reward":
-            return self.evaluate_pairs(rows)
+            return self.evaluate_judged(rows, data.eval_examples[:limit])
         total, count = 0.0, 0
         for chunk in plan(rows, self.session.budget, layout=self.session.layout):
             with torch.no_grad(), self.session.roles.enter(self.role):
@@ -132,25 +159,47 @@ class OfflineTrainer:
         loss = total / max(count, 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))} | run_tasks(self.session, limit)
 
-    def evaluate_pairs(self, pairs: list[Pair]) -> Figures:
-        """Accuracy (ties are errors), margin, negative log-likelihood, calibration, correlation of score with length."""
-        rows = self.pair_rows(pairs)
+    def evaluate_judged(self, judged: list[Judged], examples: list[Example]) -> Figures:
+        """Of rankings (a pair is one): accuracy (ties are errors), margin and negative log-likelihood over all pairs, calibration,
+        correlation of score with length. Of single answers: errors, and correlations with the row's score and with length.
+        """
         session = self.session
-        scores = score_rows_as(session.roles, self.role, rows, budget=session.budget, layout=session.layout, unit=2)
-        leads = [w - lose for w, lose in zip(scores[::2], scores[1::2], strict=True)]
+        groups = self.answers(judged)
+        sizes = [len(answers) for answers in groups]
+        rows = [row for answers in groups for row in answers]
+        scores = score_rows_as(session.roles, self.role, rows, budget=session.budget, layout=session.layout, unit=sizes)
+        by_length = {"length_correlation": correlation([float(len(row.scored)) for row in rows], scores)}
+        targets = self._targets(examples)
+        if targets is not None:
+            errors = [score - target for score, target in zip(scores, targets, strict=True)]
+            return {
+                "loss": sum(error**2 for error in errors) / len(errors),
+                "abs_error": sum(map(abs, errors)) / len(errors),
+                "reward": sum(scores) / len(scores),
+                "score_correlation": correlation(targets, scores),
+                **by_length,
+            }
+        starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        ranked = [scores[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        leads = [better - worse for group in ranked for better, worse in combinations(group, 2)]
         bins = calibration_bins(
             [1 / (1 + math.exp(-min(abs(d), 700.0))) for d in leads], [d > 0 for d in leads], low=0.5
         )
         nll = sum(math.log1p(math.exp(-d)) if d > -700 else -d for d in leads) / len(leads)
+        loss = nll
+        if session.config.rm_loss == "listwise":
+            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(group) for group in ranked], batch_first=True)
+            real = torch.arange(padded.shape[1])[None] < torch.tensor(sizes)[:, None]
+            loss = float(plackett_luce(padded, real).mean())
         return {
-            "loss": nll,
+            "loss": loss,
             "accuracy": sum(d > 0 for d in leads) / len(leads),
             "margin": sum(leads) / len(leads),
             "nll": nll,
-            "reward_chosen": sum(scores[::2]) / len(leads),
-            "reward_rejected": sum(scores[1::2]) / len(leads),
+            "reward_chosen": sum(group[0] for group in ranked) / len(ranked),
+            "reward_rejected": sum(group[-1] for group in ranked) / len(ranked),
             "calibration_error": calibration_error(bins),
-            "length_correlation": correlation([float(len(row.scored)) for row in rows], scores),
+            **by_length,
         }
 
     # ------------------------------------------------------------------------------------------------------------- end
@@ -165,21 +214,24 @@ class OfflineTrainer:
             self.session.data.stream.seek(state["stream"])
 
     def finish(self) -> bool:
-        """A reward model's scores are centred: the mean score of reference answers goes into the head's bias."""
-        if self.algorithm.reads != "reward":
+        """A reward model's scores are centred: the mean score of reference answers goes into the head's bias. Not after a regression,
+        whose level is that of the data.
+        """
+        if self.algorithm.reads != "reward" or self.session.config.rm_loss == "pointwise":
             return False
-        self._subtract_mean(self.pair_rows(self.rows[:256])[::2])
+        self._subtract_mean([answers[0] for answers in self.answers(self.rows[:256])])
         return True
 
-    def _subtract_mean(self, rows: list[TokenRow]) -> None:
-        """Take the mean score of these rows off the head's bias; differences of scores, and so the loss, do not change."""
+    def _subtract_mean(self, rows: list[TokenRow], targets: Sequence[float] | None = None) -> None:
+        """Take the mean score of these rows, less that of `targets`, off the head's bias; differences of scores do not change."""
         head = self.session.roles.specs[self.role].head
         assert head is not None
         scores = score_rows_as(
             self.session.roles, self.role, rows, budget=self.session.budget, layout=self.session.layout
         )
         with torch.no_grad():
-            head.summary.bias.sub_(sum(scores) / len(scores))
+            level = sum(targets) / len(targets) if targets else 0.0
+            head.summary.bias.sub_(sum(scores) / len(scores) - level)
 
 
 def described(example: Example) -> dict[str, Any]:

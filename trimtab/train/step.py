@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -115,18 +116,28 @@ def backward_rows(
     loss: Callable[[Tensor, list[int]], LossTerms],
     how: Forward,
     *,
-    unit: int,
+    sizes: Sequence[int],
     names: Sequence[str] = (),
 ) -> Sums:
-    """The same for losses on whole rows (reward models): `unit` consecutive rows make one entry of `weights` `[b]`."""
+    """The same for losses on whole rows (reward models), several of which make one entry of `weights` `[b]`.
+
+    Args:
+        sizes: how many consecutive rows make each entry.
+        loss: of scores `[b k]`, k the largest size of the step, padded on the right with 0.
+    """
     sums = Sums()
-    for chunk in plan(rows, how.budget, layout=how.layout, unit=unit):
-        entries = [i // unit for i in chunk[::unit]]
+    owners = [entry for entry, size in enumerate(sizes) for _ in range(size)]
+    width = max(sizes)
+    for chunk in plan(rows, how.budget, layout=how.layout, unit=sizes):
+        entries = list(dict.fromkeys(owners[i] for i in chunk))
         with roles.enter(role, dropout=how.dropout) as spec:
             if spec.head is None:
                 raise RuntimeError(f"role {role!r} has no head")
             scores = score_rows(roles.model, [rows[i] for i in chunk], spec.head, layout=how.layout)
-            terms = loss(scores.view(-1, unit), entries)
+            ends = accumulate(sizes[entry] for entry in entries)
+            parts = [scores[end - sizes[entry] : end] for entry, end in zip(entries, ends, strict=True)]
+            own = [nn.functional.pad(part, (0, width - len(part))) for part in parts]
+            terms = loss(torch.stack(own), entries)
             mask = torch.ones(len(entries), dtype=torch.bool, device=scores.device)
             total = _total(terms.loss, weights[entries], mask, entries, names)
             torch.autograd.backward(total)

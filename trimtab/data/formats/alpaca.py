@@ -1,5 +1,7 @@
 """The alpaca format: `instruction`, `input`, `output`; optional history, system, tools; chosen and rejected; kto_tag.
 
+A ranking (`ranked`, from best to worst), a `margin` and a `score` are read from columns that the entry names.
+
 The prompt is the instruction, a newline and the input; without an input, the instruction alone. `history` is a list of
 [question, answer] pairs. History, system and tools are read only from columns that the entry names.
 """
@@ -10,7 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.data.dropped import Dropped
-from trimtab.data.formats.layout import Layout, UnusableCell, as_flag, as_json, as_text, as_tools, system_message
+from trimtab.data.formats.layout import (
+    Layout,
+    UnusableCell,
+    as_flag,
+    as_json,
+    as_number,
+    as_ranked,
+    as_text,
+    as_tools,
+    system_message,
+)
 from trimtab.types import Example, Message, Origin
 
 
@@ -36,6 +48,17 @@ def _read(row: Mapping[str, Any], layout: Layout, origin: Origin) -> Example:
     )
     tools = as_tools(layout.cell(row, "tools"))
     output = layout.cell(row, "response", "output")
+    if layout.ranking and "ranked" in layout.columns:
+        ranked = tuple(_answer(cell, "ranked") for cell in as_ranked(layout.cell(row, "ranked")))
+        return Example(
+            origin=origin,
+            prompt=prompt,
+            ranked=ranked,
+            chosen=ranked[0],
+            rejected=ranked[-1],
+            tools=tools,
+            columns=row,
+        )
     if layout.ranking:
         chosen, rejected = layout.cell(row, "chosen", "chosen"), layout.cell(row, "rejected", "rejected")
         if chosen is None and rejected is None and isinstance(output, list) and len(output) == 2:
@@ -45,6 +68,7 @@ def _read(row: Mapping[str, Any], layout: Layout, origin: Origin) -> Example:
             prompt=prompt,
             chosen=_answer(chosen, "chosen"),
             rejected=_answer(rejected, "rejected"),
+            margin=as_number(layout.cell(row, "margin"), "margin") or 0.0,
             tools=tools,
             columns=row,
         )
@@ -53,6 +77,7 @@ def _read(row: Mapping[str, Any], layout: Layout, origin: Origin) -> Example:
         prompt=prompt,
         response=None if output is None else Message(role="assistant", content=as_text(output, "response")),
         label=as_flag(layout.cell(row, "kto_tag", "kto_tag"), "kto_tag"),
+        score=as_number(layout.cell(row, "score"), "score"),
         tools=tools,
         columns=row,
     )

@@ -10,7 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trimtab.data.dropped import Dropped
-from trimtab.data.formats.layout import Layout, UnusableCell, as_flag, as_json, as_text, as_tools, system_message
+from trimtab.data.formats.layout import (
+    Layout,
+    UnusableCell,
+    as_flag,
+    as_json,
+    as_number,
+    as_ranked,
+    as_text,
+    as_tools,
+    system_message,
+)
 from trimtab.types import Example, Message, Origin, Role
 
 ASKING: tuple[Role, ...] = ("user", "observation")
@@ -59,11 +69,25 @@ def read_dialogue(
                 raise UnusableCell(
                     "the messages of a preference must end with a question", f"the last is {messages[-1].role}"
                 )
+            if "ranked" in layout.columns:
+                ranked = tuple(
+                    _answer(cell, "ranked", tags, read_message) for cell in as_ranked(layout.cell(row, "ranked"))
+                )
+                return Example(
+                    origin=origin,
+                    prompt=(*system, *messages),
+                    ranked=ranked,
+                    chosen=ranked[0],
+                    rejected=ranked[-1],
+                    tools=tools,
+                    columns=row,
+                )
             return Example(
                 origin=origin,
                 prompt=(*system, *messages),
                 chosen=_answer(layout.cell(row, "chosen", "chosen"), "chosen", tags, read_message),
                 rejected=_answer(layout.cell(row, "rejected", "rejected"), "rejected", tags, read_message),
+                margin=as_number(layout.cell(row, "margin"), "margin") or 0.0,
                 tools=tools,
                 columns=row,
             )
@@ -73,6 +97,7 @@ def read_dialogue(
             prompt=(*system, *messages),
             response=response,
             label=as_flag(layout.cell(row, "kto_tag", "kto_tag"), "kto_tag"),
+            score=as_number(layout.cell(row, "score"), "score"),
             tools=tools,
             columns=row,
         )

@@ -20,7 +20,10 @@ COLUMNS = (
     "tools",
     "chosen",
     "rejected",
+    "ranked",
+    "margin",
     "kto_tag",
+    "score",
     "text",
 )
 TAGS = (
@@ -103,6 +106,29 @@ def as_flag(value: Any, column: str) -> bool | None:
     if flag is None:
         raise UnusableCell(f"{column} is neither true nor false", repr(value)[:60])
     return flag
+
+
+def as_number(value: Any, column: str) -> float | None:
+    """A cell as a finite number; None when empty."""
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UnusableCell(f"{column} is not a number", repr(value)[:60]) from None
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise UnusableCell(f"{column} is not a number", repr(value)[:60])
+    return number
+
+
+def as_ranked(value: Any) -> list[Any]:
+    """The cells of a ranking, from best to worst."""
+    listed = as_json(value, "ranked")
+    if not isinstance(listed, list | tuple):
+        raise UnusableCell("ranked is not a list of answers", f"it is {str(listed)[:60]}")
+    if len(listed) < 2:
+        raise UnusableCell("fewer than two ranked answers", f"there are {len(listed)}")
+    return list(listed)
 
 
 def as_tools(value: Any) -> str | None:
