@@ -45,15 +45,44 @@ def train(
     file: File,
     words: Words = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the unfinished run in output_dir")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="resolve the config and stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check config, data, model folder and adapters, show the plan, and stop")
+    ] = False,
 ) -> None:
     """Train the stage that FILE describes: pt, sft, rm or ppo."""
     if dry_run:
-        _show_config(file, words)
+        from trimtab.config import load
+        from trimtab.dry_run import dry_run as rehearse
+
+        rehearse(load(file, words or []))
         return
     from trimtab.pipeline import run_exp
 
     run_exp(file, overrides=words or [], resume=resume)
+
+
+@app.command(context_settings=_WORDS)
+def plan(
+    file: File,
+    words: Words = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="another machine: cuda:24GB, rtx-4090, h100, cpu:16GB ...")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, help="rows of the training set, if it is not here")
+    ] = None,
+    prompt_tokens: Annotated[
+        float | None, typer.Option("--prompt-tokens", min=1, help="tokens of a row (of a prompt), if it is not here")
+    ] = None,
+) -> None:
+    """Show memory by phase and role, tokens a second and hours of FILE.
+
+    Before anything runs: no weights are read. A model that is not on this machine is planned by its name if it is well known.
+    """
+    from trimtab.config import load
+    from trimtab.dry_run import plan as show
+
+    show(load(file, words or []), device=device, rows=rows, prompt=prompt_tokens)
 
 
 @app.command()

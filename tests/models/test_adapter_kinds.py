@@ -20,6 +20,7 @@ from trimtab.errors import AdapterError, ConfigError
 from trimtab.models import lora
 from trimtab.models.copies import add_copies, copied
 from trimtab.models.dora import row_lengths
+from trimtab.models.folder import ADAPTER_CONFIG
 from trimtab.models.forward import score_tokens
 from trimtab.models.load import head_weight
 from trimtab.models.roles import Roles
@@ -80,7 +81,7 @@ def test_an_adapter_of_peft_computes_here_as_there_and_back_again(kind: str, tmp
         torch.testing.assert_close(again(IDS).logits, expected, rtol=1e-5, atol=1e-5)
     mine, theirs = (load_file(tmp_path / name / lora.WEIGHTS) for name in ("ours", "theirs"))
     assert mine.keys() == theirs.keys()
-    settings = json.loads((tmp_path / "ours" / lora.CONFIG).read_text())
+    settings = json.loads((tmp_path / "ours" / ADAPTER_CONFIG).read_text())
     assert settings["use_dora"] == KINDS[kind][1].get("use_dora", False)
     saved = {name.rsplit(".", 1)[-1] for name in settings["modules_to_save"] or []}
     every = {"input_layernorm", "post_attention_layernorm", "norm"}  # peft's "norm" is every name that ends so

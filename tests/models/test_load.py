@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trimtab.errors import ModelError
-from trimtab.models import load
+from trimtab.models import folder
+from trimtab.models.folder import resolve_model
 from trimtab.models.load import (
     base_fingerprint,
     check_plain_head,
@@ -25,7 +26,6 @@ from trimtab.models.load import (
     head_bias,
     head_weight,
     load_base,
-    resolve_model,
     same_base,
 )
 from trimtab.models.tiny import FAMILIES, Family, make_tiny, tiny_model
@@ -60,7 +60,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def test_packaged_name(monkeypatch: pytest.MonkeyPatch, own: Path) -> None:
-    monkeypatch.setattr(load, "fetch", lambda name: own if name == "smollm2-135m-instruct" else None)
+    monkeypatch.setattr(folder, "fetch", lambda name: own if name == "smollm2-135m-instruct" else None)
     assert resolve_model(Source(model_name_or_path="smollm2-135m-instruct")) == own
 
 

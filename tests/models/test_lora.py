@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import AdapterError
 from trimtab.models import lora
+from trimtab.models.folder import ADAPTER_CONFIG
 from trimtab.models.roles import Roles
 from trimtab.models.tiny import FAMILIES, Family, tiny_model
 
@@ -197,8 +198,8 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path, capsys: pytest.Capt
 
 
 def edit(folder: Path, **settings: Any) -> None:
-    config = json.loads((folder / lora.CONFIG).read_text(encoding="utf-8"))
-    (folder / lora.CONFIG).write_text(json.dumps(config | settings), encoding="utf-8")
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config | settings), encoding="utf-8")
 
 
 def rename(folder: Path, change: Callable[[str, Tensor], tuple[str, Tensor] | None]) -> None:
@@ -215,8 +216,8 @@ def rename(folder: Path, change: Callable[[str, Tensor], tuple[str, Tensor] | No
         (lambda f: edit(f, use_dora=True), "magnitudes of"),
         (lambda f: edit(f, modules_to_save=["embed_tokens"]), "embed_tokens"),
         (lambda f: edit(f, bias="all"), "bias"),
-        (lambda f: (f / lora.CONFIG).write_text("{", encoding="utf-8"), "not JSON"),
-        (lambda f: (f / lora.CONFIG).unlink(), "no adapter in"),
+        (lambda f: (f / ADAPTER_CONFIG).write_text("{", encoding="utf-8"), "not JSON"),
+        (lambda f: (f / ADAPTER_CONFIG).unlink(), "no adapter in"),
         (lambda f: (f / lora.WEIGHTS).unlink(), "is not"),
         (lambda f: (f / lora.WEIGHTS).write_bytes(b"torn"), "broken adapter file"),
         (lambda f: rename(f, lambda k, v: (k.replace("layers.1", "layers.9"), v)), "not trained on this base"),

@@ -1,7 +1,6 @@
-"""Base models: from a name to a folder, from a folder to a frozen model, and is this the same base as that one?
+"""Base models: from a folder (`models/folder.py`) to a frozen model, and is this the same base as that one?
 
-A name is a packaged model (`models/packaged.py`), a local folder, or a hub id. A base is loaded once, frozen, and never
-changed: adapters stand beside it.
+A base is loaded once, frozen, and never changed: adapters stand beside it.
 
 Training takes log-probabilities from hidden states (`ops/logprobs.py`), so a model must compute its logits as
 `hidden @ weight.T + bias` with nothing after it. `load_base` checks that on a few tokens; `decoder`, `head_weight` and
@@ -13,28 +12,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import pickle
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from trimtab.errors import ModelError
-from trimtab.models.packaged import DEFAULT_MODEL, PACKAGED, fetch, offline, quiet_unless_watched
-from trimtab.registry import nearest
+from trimtab.models.folder import check_folder, first_line, read_config, weight_files
+from trimtab.models.packaged import quiet_unless_watched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
-
-WAY_OUT = f"set model_name_or_path to a local model folder, or to {DEFAULT_MODEL!r}, which pip can fetch"
 
 # How much of a model a fingerprint looks at: this many matrices, evenly spread over the sorted names, four rows of each.
 _SAMPLED_TENSORS = 16
@@ -50,212 +45,6 @@ class Packing:
     bits: int
     kind: str = "nf4"
     double: bool = True
-
-
-class ModelSource(Protocol):
-    """The part of a stage config that says which model, and from where."""
-
-    @property
-    def model_name_or_path(self) -> str: ...
-    @property
-    def cache_dir(self) -> str | None: ...
-    @property
-    def model_revision(self) -> str: ...
-    @property
-    def hf_hub_token(self) -> str | None: ...
-    @property
-    def ms_hub_token(self) -> str | None: ...
-    def origin(self, key: str) -> str: ...
-
-
-# ----------------------------------------------------------------------------------------------------- a name to a folder
-
-
-def resolve_model(config: ModelSource) -> Path:
-    """The folder of the config's base model, fetched if need be, with a config and whole weights in it.
-
-    Raises:
-        ModelError: no such folder or hub id, no network, or a folder that is broken.
-    """
-    name, where = config.model_name_or_path, config.origin("model_name_or_path")
-    if name in PACKAGED:
-        folder = fetch(name)
-    elif (local := Path(name).expanduser()).exists():
-        folder = local
-    elif _looks_like_a_path(name):
-        raise ModelError(
-            f"there is no model folder {name!r}",
-            where=where,
-            why=f"{local.absolute()} does not exist",
-            remedy="correct the path (relative paths start at the working directory), or " + WAY_OUT,
-        )
-    elif os.environ.get("USE_MODELSCOPE_HUB", "").lower() in {"1", "true"} or config.ms_hub_token:
-        folder = _from_modelscope(config, where)
-    else:
-        folder = _from_hub(config, where)
-    check_folder(folder, where=where)
-    return folder
-
-
-def _looks_like_a_path(name: str) -> bool:
-    """Whether a name that does not exist on disk was meant as a path: no hub id has these marks."""
-    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(("./", "../"))
-    return not hub_id
-
-
-def _from_hub(config: ModelSource, where: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # A connection that drops midway raises the HTTP library's own error; which library that is differs between versions
-    # of the hub's package, so it is found as the parent of the hub's own error.
-    http_error = cast("type[Exception]", HfHubHTTPError.__mro__[1])
-    name = config.model_name_or_path
-    try:
-        folder = Path()
-        # Weights in the safe format first; pickled ones only where there are no others.
-        for weights in (["*.safetensors", "*.safetensors.index.json"], ["*.bin", "*.bin.index.json"]):
-            folder = Path(
-                snapshot_download(
-                    name,
-                    revision=config.model_revision,
-                    cache_dir=config.cache_dir,
-                    token=config.hf_hub_token,
-                    allow_patterns=["*.json", "*.model", "*.txt", "*.jinja", "*.py", *weights],
-                    ignore_patterns=["*/*", "consolidated*", "training_args.bin"],
-                )
-            )
-            if any(folder.glob(weights[0])):
-                break
-    except (OSError, ValueError, http_error) as error:
-        guess = nearest(name, PACKAGED)
-        why = "HF_HUB_OFFLINE allows no network and it is not in the cache" if offline() else _first_line(error)
-        raise ModelError(
-            f"cannot get the model {name!r} (revision {config.model_revision}) from the hub"
-            + (f"; did you mean {guess!r}?" if guess else ""),
-            where=where,
-            why=f"{why} (nor is there a folder {Path(name).absolute()})",
-            remedy="check the name, the network and hf_hub_token; or " + WAY_OUT,
-        ) from error
-    return folder
-
-
-def _from_modelscope(config: ModelSource, where: str) -> Path:
-    name = config.model_name_or_path
-    remedy = "check the name, the network and ms_hub_token; or " + WAY_OUT
-    if offline():
-        raise ModelError(
-            f"cannot get the model {name!r} from ModelScope",
-            where=where,
-            why="HF_HUB_OFFLINE allows no network",
-            remedy=remedy,
-        )
-    try:
-        from modelscope.hub.snapshot_download import snapshot_download
-    except ImportError as error:
-        raise ModelError(
-            f"cannot get the model {name!r} from ModelScope",
-            where=where,
-            why="the package modelscope is not installed",
-            remedy='pip install "trimtab[modelscope]"',
-        ) from error
-    # Its default branch has another name than the hub's.
-    revision = "master" if config.model_revision == "main" else config.model_revision
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, cache_dir=config.cache_dir, token=config.ms_hub_token or None)
-        )
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors, and so are ModelScope's of the network
-        raise ModelError(
-            f"cannot get the model {name!r} (revision {revision}) from ModelScope",
-            where=where,
-            why=_first_line(error),
-            remedy=remedy,
-        ) from error
-
-
-def check_folder(folder: Path, *, where: str = "") -> None:
-    """Look at a model folder without loading it: a config, and weight files that are all there and not cut short.
-
-    Raises:
-        ModelError: what is missing or broken.
-    """
-    _read_config(folder, where)
-    for file in _weight_files(folder, where):
-        if file.suffix != ".safetensors":
-            continue
-        try:
-            with safe_open(file, framework="pt"):
-                pass  # opening compares the length of the file with what its header promises
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"the weight file {file.name} is broken",
-                where=str(file),
-                why=f"{error} (a copy or download that was cut short looks like this)",
-                remedy="copy or download it again",
-            ) from error
-
-
-def _read_config(folder: Path, where: str = "") -> dict[str, Any]:
-    file = folder / "config.json"
-    place = where or str(folder)
-    if not folder.is_dir():
-        raise ModelError(
-            f"{str(folder)!r} is not a folder",
-            where=place,
-            why=f"tried {folder.absolute()}",
-            remedy="name the folder that holds config.json",
-        )
-    if not file.is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        raise ModelError(
-            f"no config.json in the model folder {str(folder)!r}",
-            where=place,
-            why="this is an adapter, not a base model" if adapter else f"looked in {folder.absolute()}",
-            remedy="name it in adapter_name_or_path, and its base model in model_name_or_path"
-            if adapter
-            else "name the folder that holds config.json and the weights",
-        )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(
-            "the model's config.json is not JSON", where=str(file), why=str(error), remedy="copy or download it again"
-        ) from error
-    return cast(dict[str, Any], config)
-
-
-def _weight_files(folder: Path, where: str = "") -> list[Path]:
-    """The files that hold the weights, safetensors before pickled ones, every shard that an index names."""
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{whole}.index.json"
-        if (folder / whole).is_file():
-            return [folder / whole]
-        if index.is_file():
-            try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise ModelError(
-                    f"{index.name} is broken", where=str(index), why=str(error), remedy="copy or download it again"
-                ) from error
-            if missing := [name for name in names if not (folder / name).is_file()]:
-                raise ModelError(
-                    f"{len(missing)} of {len(names)} weight files are missing from {str(folder)!r}",
-                    where=str(index),
-                    why=f"the index names {missing[0]}, which is not there",
-                    remedy="copy or download the missing files",
-                )
-            return [folder / name for name in names]
-    raise ModelError(
-        f"no weights in the model folder {str(folder)!r}",
-        where=where or str(folder),
-        why=f"neither model.safetensors nor pytorch_model.bin (nor an index of shards) is in {folder.absolute()}",
-        remedy="copy or download the weights; GGUF files and other formats must be converted first",
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # ---------------------------------------------------------------------------------------------------- a folder to a model
@@ -282,7 +71,7 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     check_folder(path)
-    if any(file.suffix == ".bin" for file in _weight_files(path)):
+    if any(file.suffix == ".bin" for file in weight_files(path)):
         log.info(
             "%s holds pickled weights; they are read as plain tensors (weights_only), nothing else in them runs", path
         )
@@ -308,7 +97,7 @@ def load_base(
         raise ModelError(
             f"transformers cannot load the model in {str(path)!r}",
             where=str(path),
-            why=_first_line(error),
+            why=first_line(error),
             remedy="check that it is a causal language model, and its own files if it needs trust_remote_code: true",
         ) from error
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", result)
@@ -417,9 +206,9 @@ def base_fingerprint(model: nn.Module | Path | str) -> Fingerprint:
         return _fingerprint(type(model).__name__, shapes, sampled)
 
     folder = Path(model)
-    config = _read_config(folder)
+    config = read_config(folder)
     names = set(config.get("architectures") or ["unknown"])
-    shapes, sampled = _read_rows(_weight_files(folder))
+    shapes, sampled = _read_rows(weight_files(folder))
     # Some tools save a tied head and some do not.
     tied = "lm_head.weight" in shapes and config.get("tie_word_embeddings", False)
     if tied:

@@ -29,9 +29,9 @@ from torch.autograd.function import once_differentiable
 from trimtab.errors import AdapterError
 from trimtab.models.copies import Copy, copied, endings, wrap
 from trimtab.models.dora import directed
+from trimtab.models.folder import ADAPTER_CONFIG, read_adapter
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
 
 
@@ -246,7 +246,7 @@ def load_adapter(
     Raises:
         AdapterError: no adapter there, an adapter of a kind we do not compute, or one that does not fit this base.
     """
-    settings = read_config(folder)
+    settings = read_adapter(folder)
     weights = _read_weights(folder)
     pairs: dict[str, dict[str, Tensor]] = {}
     lengths: dict[str, Tensor] = {}
@@ -317,34 +317,6 @@ def _add_whole(
     module.copies[name] = Copy(tensors, trainable=trainable).to(next(module.base.parameters()).device)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of a folder, checked to be LoRA that we compute exactly."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(
-            f"no adapter in {str(folder)!r}",
-            where=str(path.resolve()),
-            why=f"a folder with an adapter holds {CONFIG}",
-            remedy="give the output_dir of a finished run, or one of its checkpoint folders",
-        )
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise AdapterError(f"{CONFIG} is not JSON: {error}", where=str(path), remedy="save the adapter again") from None
-    kind = settings.get("peft_type", "LORA")
-    refused = [key for key in ("trainable_token_indices", "layer_replication", "use_qalora") if settings.get(key)]
-    if settings.get("bias", "none") != "none":
-        refused.append("bias")
-    if kind != "LORA" or refused:
-        raise AdapterError(
-            f"this adapter is {kind} with {', '.join(refused)}" if refused else f"this adapter is {kind}",
-            where=str(path),
-            why="its forward is not x W + s (x A) B, which is what trimtab computes",
-            remedy="merge it into full weights with peft, then give that folder as model_name_or_path",
-        )
-    return settings
-
-
 def file_hash(folder: Path) -> str:
     """SHA-256 of an adapter's weights file; "" when there is none of ours or peft's."""
     file = folder / WEIGHTS
@@ -374,7 +346,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if pickled.is_file():
         return read_pickled(pickled)
     raise AdapterError(
-        f"{CONFIG} is there but {WEIGHTS} is not", where=str(file.resolve()), remedy="copy the whole adapter folder"
+        f"{ADAPTER_CONFIG} is there but {WEIGHTS} is not",
+        where=str(file.resolve()),
+        remedy="copy the whole adapter folder",
     )
 
 
@@ -478,7 +452,7 @@ def save_adapter(model: nn.Module, names: Iterable[str], folder: Path, *, base: 
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _targets(keys: Iterable[str]) -> set[str]:

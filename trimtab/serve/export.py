@@ -22,8 +22,8 @@ from trimtab.data.templates.template import Template
 from trimtab.errors import ConfigError, RunError, TemplateError
 from trimtab.models import lora
 from trimtab.models.copies import copied
+from trimtab.models.folder import resolve_model
 from trimtab.models.heads import save_head
-from trimtab.models.load import resolve_model
 from trimtab.models.packaged import quiet_unless_watched
 from trimtab.rundir import is_disk_full, read_json
 from trimtab.serve.model import Served, find_served, load_served

@@ -20,9 +20,8 @@ from trimtab.config import StageConfig
 from trimtab.data.templates import Template
 from trimtab.engine.generator import ForwardGenerator
 from trimtab.errors import ModelError, RunError
-from trimtab.models import lora
+from trimtab.models.folder import ADAPTER_CONFIG, read_adapter, resolve_model
 from trimtab.models.heads import RECORD, WEIGHTS, HeadRecord, load_head
-from trimtab.models.load import resolve_model
 from trimtab.models.roles import Roles
 from trimtab.rewards import readout_tail
 from trimtab.rundir import read_json
@@ -117,7 +116,7 @@ def find_served(config: StageConfig) -> Source:
     config = _trained_weights(config)
     folders = adapter_folders(config)
     for folder in folders:
-        lora.read_config(Path(folder))  # now: the base takes its time to load
+        read_adapter(Path(folder))  # now: the base takes its time to load
     home = Path(folders[-1]) if folders else resolve_model(cast(Any, config))
     scores, writes = _uses(config, home)
     return Source(
@@ -182,7 +181,7 @@ def adapter_folders(config: StageConfig) -> tuple[str, ...]:
     if config.do_infer:
         return config.adapter_name_or_path
     trained = config.output_dir or ""
-    if not (Path(trained) / lora.CONFIG).is_file():
+    if not (Path(trained) / ADAPTER_CONFIG).is_file():
         raise RunError(
             f"nothing has been trained in {trained!r} yet",
             where=config.origin("output_dir"),

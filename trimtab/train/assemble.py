@@ -16,9 +16,10 @@ from trimtab.engine.generator import ForwardGenerator
 from trimtab.errors import ConfigError
 from trimtab.evals import EVALS
 from trimtab.models import lora
+from trimtab.models.folder import resolve_model
 from trimtab.models.forward import Layout, choose_layout
 from trimtab.models.heads import HeadRecord
-from trimtab.models.load import Packing, base_fingerprint, decoder, load_base, resolve_model
+from trimtab.models.load import Packing, base_fingerprint, decoder, load_base
 from trimtab.models.neftune import add_noise
 from trimtab.models.roles import CRITIC as CRITIC
 from trimtab.models.roles import POLICY as POLICY

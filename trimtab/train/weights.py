@@ -25,9 +25,10 @@ from trimtab.data.tokenizer import load_tokenizer
 from trimtab.errors import AdapterError, ConfigError, ModelError
 from trimtab.models import lora
 from trimtab.models.copies import add_copies
+from trimtab.models.folder import ADAPTER_CONFIG, resolve_model
 from trimtab.models.heads import WEIGHTS as HEAD_WEIGHTS
 from trimtab.models.heads import HeadRecord, ValueHead, load_head
-from trimtab.models.load import base_fingerprint, load_base, resolve_model, same_base
+from trimtab.models.load import base_fingerprint, load_base, same_base
 from trimtab.models.masters import Masters, trained_names
 from trimtab.models.roles import CRITIC, POLICY, REFERENCE, REWARD, Roles
 from trimtab.rundir import read_json
@@ -102,7 +103,7 @@ def _check_base(folder: Path, fingerprint: dict[str, Any]) -> None:
     """The adapter's record of its base against this base, by content; an adapter without one is checked by shape on loading."""
     record = read_json(folder / BASE_RECORD, {})
     if not record:
-        if (folder / lora.CONFIG).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
             say(f"{folder}: no record of its base model (saved by another tool); only shapes can be compared")
     elif not same_base(record, fingerprint):
         raise AdapterError(
@@ -286,7 +287,7 @@ def _define_reward(config: Any, roles: Roles, start: Start, parts: Parts) -> Hea
         return None
     folder = Path(config.reward_model).expanduser()
     if config.reward_model_type == "lora":
-        if (folder / "config.json").is_file() and not (folder / lora.CONFIG).is_file():
+        if (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
             raise ConfigError(
                 f"the reward model {str(folder)!r} is a whole model, not an adapter",
                 where=config.origin("reward_model"),

@@ -1,0 +1,125 @@
+"""The estimate against hand arithmetic on round numbers, and what `settle` decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from trimtab.config import load
+from trimtab.plan import Job, Lengths, Machine, Shape, estimate, job_of, machine, settle
+from trimtab.plan.job import worst_case
+from trimtab.plan.shapes import TABLE
+
+pytestmark = pytest.mark.unit
+
+SHAPE = Shape(
+    name="round", layers=10, hidden=100, heads=10, key_heads=5, head_size=10, wide=300, vocabulary=1000, tied=True
+)
+N = 10 * 100 * (2 * 100 + 2 * 50 + 3 * 300)  # parameters of the linear layers
+LENGTHS = Lengths(rows=100, prompt=30.0, answer=10.0, longest=40)
+JOB = Job(
+    stage="ppo", trained="lora", rank=8, targets=("all",), bits=None, compute=4, pure=False, rows=10, group=1, rollout=10,
+    updates=4, reference="adapter", critic="adapter", reward="adapter", frozen_copy=False, scored=True, new=10,
+    lengths=LENGTHS, evaluates=False,
+)  # fmt: skip
+BOX = Machine(name="box", kind="cpu", memory=10**12, rate=1e12, rate32=1e11, bandwidth=1e10)
+
+
+def without_head(job: Job) -> dict[str, float]:
+    """Operations with an output head of no size."""
+    bare = replace(SHAPE, vocabulary=0)
+    return estimate(job, bare, BOX, checkpointing=False, budget=1024).flops
+
+
+def test_the_cost_model_per_sample() -> None:
+    """Per sample, full / LoRA, in N x tokens: PPO of four epochs with a critic adapter 58 / 42, RLOO 14 / 12, GRPO alone 8 / 6."""
+    unit = N * JOB.step_tokens
+    rloo = replace(JOB, stage="rloo", updates=1, critic="")
+    grpo = replace(JOB, stage="grpo", updates=1, critic="", reference="", reward="")
+    costs = {}
+    for name, job in (("ppo", JOB), ("rloo", rloo), ("grpo", grpo)):
+        for trained in ("full", "lora"):
+            costs[name, trained] = sum(without_head(replace(job, trained=trained)).values()) / unit
+    assert costs["ppo", "lora"] == pytest.approx(42)
+    assert costs["rloo", "full"] == pytest.approx(14)
+    assert costs["rloo", "lora"] == pytest.approx(12)
+    # the trained model's old log-probabilities are a pass of their own here: two more than the bare minimum of 8 / 6
+    assert costs["grpo", "full"] == pytest.approx(10)
+    assert costs["grpo", "lora"] == pytest.approx(8)
+    # beside a trained policy the critic is an adapter on the frozen copy: its updates cost 4 and not 6
+    assert costs["ppo", "full"] == pytest.approx(58 - 4 * 2)
+
+
+def test_a_pair_costs_what_the_model_says() -> None:
+    """DPO 16 / 12 per pair and token of one row, 12 / 8 where the reference is known from an earlier epoch."""
+    dpo = replace(JOB, stage="dpo", rollout=0, updates=1, critic="", reward="")
+    unit = N * 10 * 40
+    for trained, cost in (("full", 16), ("lora", 12)):
+        assert sum(without_head(replace(dpo, trained=trained)).values()) / unit == pytest.approx(cost)
+    assert without_head(replace(dpo, epochs=1e9))["update"] / unit == pytest.approx(8)
+
+
+def test_standing_memory_by_hand() -> None:
+    adapter = 10 * 8 * ((200 + 150 + 150 + 200) + 3 * 400)
+    assert SHAPE.adapter(8) == adapter
+    found = estimate(JOB, SHAPE, BOX, checkpointing=False, budget=64).standing
+    parameters = N + 100 + 1000 * 100  # the last norm, the tied embedding; this shape has no other norms
+    assert found == {
+        "base": parameters * 4,
+        "policy": adapter * (4 + 8),
+        "reference": adapter * 4,
+        "critic": adapter * (4 + 8),
+        "reward": adapter * 4,
+    }
+    half = estimate(replace(JOB, compute=2), SHAPE, BOX, checkpointing=False, budget=64).standing
+    assert (half["base"], half["policy"], half["reward"]) == (parameters * 2, adapter * (4 + 2 + 8), adapter * 6)
+    packed = estimate(replace(JOB, compute=2, bits=4), SHAPE, BOX, checkpointing=False, budget=64).standing
+    assert packed["base"] == round(N * (0.5 + 1 / 64 + 4 / 16384)) + (parameters - N) * 2
+    full = estimate(replace(JOB, trained="full", frozen_copy=True), SHAPE, BOX, checkpointing=False, budget=64).standing
+    assert full["policy"] == parameters * 8 and full["frozen copy"] == parameters * 4
+
+
+def test_checkpointing_keeps_one_residual_a_layer() -> None:
+    plain = estimate(JOB, SHAPE, BOX, checkpointing=False, budget=400)
+    again = estimate(JOB, SHAPE, BOX, checkpointing=True, budget=400)
+    assert again.updates["critic"] < plain.updates["critic"]
+    # it costs one more forward pass of each backward
+    assert again.flops["update"] - plain.flops["update"] == 4 * 2 * 2 * N * JOB.step_tokens
+    # activations grow with the micro-batch, the rest does not
+    twice = estimate(replace(JOB, rows=100, rollout=100), SHAPE, BOX, checkpointing=False, budget=800)
+    once = estimate(replace(JOB, rows=100, rollout=100), SHAPE, BOX, checkpointing=False, budget=400)
+    standing = sum(once.standing.values()) + SHAPE.adapter(8) * 4
+    assert twice.updates["critic"] - standing == pytest.approx(2 * (once.updates["critic"] - standing))
+
+
+def test_settle_takes_the_fewest_compromises() -> None:
+    job = replace(JOB, stage="sft", rows=1000, rollout=0, new=0, critic="", reward="", reference="")
+    free = settle(job, SHAPE, BOX)
+    assert (free.checkpointing, free.budget, free.fits) == (False, 1024, True)
+    room = estimate(job, SHAPE, BOX, checkpointing=False, budget=512).peak
+    tight = settle(job, SHAPE, replace(BOX, memory=round(room / 0.92) + 1))
+    assert (tight.checkpointing, tight.budget) == (False, 512)
+    long = replace(job, lengths=replace(LENGTHS, longest=600))  # no micro-batch can be smaller than its longest row
+    room = estimate(long, SHAPE, BOX, checkpointing=True, budget=1024).peak
+    tighter = settle(long, SHAPE, replace(BOX, memory=round(room / 0.92) + 1))
+    assert (tighter.checkpointing, tighter.budget, tighter.peak) == (True, 1024, room)
+    assert not settle(job, SHAPE, replace(BOX, memory=1000)).fits
+    # what the file says is not changed
+    asked = settle(job, SHAPE, replace(BOX, memory=1000), checkpointing=False, budget=300)
+    assert (asked.checkpointing, asked.budget, asked.fits) == (False, 300, False)
+
+
+@pytest.mark.parametrize("stage", ["sft", "rm", "ppo"])
+def test_the_article_fits_a_card_of_24_gb(stage: str) -> None:
+    """The question of its readers: three stages on Qwen2-7B, in bfloat16 and in four bits."""
+    peaks = {}
+    for bits in (None, 4):
+        config = load(f"examples/article/{stage}.yaml", [f"quantization_bit={bits}"] if bits else [])
+        found = settle(job_of(config, worst_case(config), bfloat16=True), TABLE["qwen2-7b"], machine("cuda:24GB"))
+        assert found.fits
+        peaks[bits] = found.standing["base"]
+    assert peaks[None] == 7_615_616_512 * 2
+    assert peaks[4] < 0.4 * peaks[None]
+    config = load(f"examples/article/{stage}.yaml", [])
+    assert not settle(job_of(config, worst_case(config), bfloat16=True), TABLE["qwen2-7b"], machine("cuda:12GB")).fits

@@ -1,0 +1,281 @@
+"""Peak memory by phase and role, floating-point operations, seconds: formulas of sizes (docs/memory.md states and derives them).
+
+Symbols: N parameters that a token is multiplied with, T tokens of a micro-batch, L layers, c bytes of a number in the products,
+d hidden size, q and k widths of queries and keys, f units between gate and down, v vocabulary.
+
+What a layer keeps for its backward pass, in numbers per token (LoRA; `models/block.py` computes what is not kept again):
+
+    2 d                the residual stream before each norm
+    2 d                the norms' outputs, which the adapters' gradients need
+    2 q + 2 k          queries, keys, values and what attention gives
+    3 f                gate, up, and the product that goes into down
+
+With gradient checkpointing it is d per layer, and one layer's share at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from trimtab.plan.job import Job
+from trimtab.plan.machine import CONTEXT, USED, Machine
+from trimtab.plan.shapes import Shape
+
+CHUNK = 256
+"""Rows of the output head's product that are in memory at a time (`ops/logprobs.py`)."""
+
+SLOTS = 64
+"""Completions decoded at once (`engine`)."""
+
+LEAST = {"cpu": 256, "cuda": 1024}
+"""Tokens of a micro-batch below which a pass is mostly overhead; recomputing activations is the better bargain."""
+
+MOST = {"cpu": 1024, "cuda": 8192}
+"""Tokens of a micro-batch beyond which the products get no faster."""
+
+KEPT_FREE = 0.08
+"""Share of the memory that a plan leaves alone: allocators round up, and lengths vary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Attributes:
+    standing: bytes that stay through the run, by what they are.
+    phases: peak bytes of each phase, `standing` included.
+    updates: the same for the update of each role that learns.
+    checkpointing, budget: as the plan has them (tokens of a micro-batch).
+    flops: floating-point operations of a step, by phase.
+    seconds: of a step, by phase.
+    """
+
+    standing: dict[str, int]
+    phases: dict[str, int]
+    updates: dict[str, int]
+    checkpointing: bool
+    budget: int
+    flops: dict[str, float]
+    seconds: dict[str, float]
+    tokens_per_second: float
+    hours: float | None
+    fits: bool
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases.values())
+
+
+def settle(
+    job: Job, shape: Shape, machine: Machine, *, checkpointing: bool | None = None, budget: int | None = None
+) -> Estimate:
+    """The estimate with what the file leaves open decided: the fewest compromises that fit into the machine's memory.
+
+    First the micro-batch is halved, down to the longest row or to where passes are mostly overhead; then activations are
+    recomputed, with the largest micro-batch again; then both.
+    """
+    kind = machine.kind
+    room = machine.memory * (1 - KEPT_FREE)
+    least = max(job.longest * (2 if job.rows_of_an_entry == 2 else 1), LEAST[kind])
+    sizes = [budget] if budget else [MOST[kind]]
+    while not budget and sizes[-1] // 2 >= least:
+        sizes.append(sizes[-1] // 2)
+    recomputing = [checkpointing] if checkpointing is not None else [False, True]
+    found: Estimate | None = None
+    for recompute in recomputing:
+        for size in sizes:
+            found = estimate(job, shape, machine, checkpointing=recompute, budget=size)
+            if found.peak <= room:
+                return found
+    assert found is not None
+    return replace(found, fits=False)
+
+
+def estimate(job: Job, shape: Shape, machine: Machine, *, checkpointing: bool, budget: int) -> Estimate:
+    """Memory and time at the given micro-batch."""
+    standing = _standing(job, shape, machine)
+    base = sum(standing.values())
+    tokens = max(min(budget, round(job.step_tokens)), job.longest)
+    phases = {"load": base + _loading(job, shape, machine)}
+    updates = {
+        role: base + _learning(job, shape, role) + _saved(job, shape, role, tokens, checkpointing=checkpointing)
+        for role in _learners(job)
+    }
+    if job.online:
+        phases["rollout"] = base + _decoding(job, shape, machine)
+        phases["score"] = base + _passing(job, shape, tokens, head=True)
+    phases["update"] = max(updates.values())
+    if job.evaluates:
+        decoding = _decoding(job, shape, machine) if job.new else 0
+        phases["eval"] = base + max(decoding, _passing(job, shape, tokens, head=job.scored))
+    phases["save"] = base + _trained(job, shape) * (4 if job.trained == "lora" else job.compute)
+    flops = _flops(job, shape, checkpointing=checkpointing)
+    seconds = _seconds(job, shape, machine, flops)
+    total = sum(seconds.values())
+    steps = job.steps()
+    return Estimate(
+        standing=standing,
+        phases=phases,
+        updates=updates,
+        checkpointing=checkpointing,
+        budget=budget,
+        flops=flops,
+        seconds=seconds,
+        tokens_per_second=job.step_tokens / total if total else math.inf,
+        hours=None if steps is None else total * steps / 3600,
+        fits=max(phases.values()) <= machine.memory,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def _learners(job: Job) -> list[str]:
+    if job.stage == "rm":
+        return ["reward"]
+    return ["policy", "critic"] if job.critic == "adapter" else ["policy"]
+
+
+def weights(job: Job, shape: Shape) -> int:
+    """Bytes of the base: in the compute type, or its linear layers packed.
+
+    Four bits: half a byte and a scale of one byte for each 64, in blocks of 256 scales with one of four (arXiv:2305.14314, section 3);
+    eight bits: one byte and a scale of four for each row.
+    """
+    if job.bits is None:
+        return shape.parameters * job.compute
+    packed = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0 + 4 / shape.hidden}[job.bits]
+    return round(shape.linear * packed) + (shape.parameters - shape.linear) * job.compute
+
+
+def _trained(job: Job, shape: Shape) -> int:
+    """Parameters of what one role trains."""
+    if job.trained == "lora":
+        return shape.adapter(job.rank, job.targets)
+    return round(shape.parameters * job.share)
+
+
+def _standing(job: Job, shape: Shape, machine: Machine) -> dict[str, int]:
+    """What is there from the first step to the last: weights, adapters, optimizer states."""
+    adapter = shape.adapter(job.rank, job.targets)
+    held = 4 + (job.compute if job.compute < 4 else 0)  # the float32 matrices, and their casts for the products
+    found = {"base": weights(job, shape)}
+    if CONTEXT[machine.kind]:
+        found["device"] = CONTEXT[machine.kind]
+    if job.trained == "lora":
+        found["policy"] = adapter * (held + 8)  # Adam's two moments
+        if job.reference == "adapter":
+            found["reference"] = adapter * held
+    else:
+        masters = 0 if job.pure or job.compute == 4 else 4
+        moments = 2 * (job.compute if job.pure else 4)
+        found["policy"] = round(shape.parameters * job.share * (masters + moments))
+        if job.frozen_copy:
+            found["frozen copy"] = shape.parameters * job.compute
+    if job.reference == "model":
+        found["reference"] = shape.parameters * job.compute
+    if job.critic == "adapter":
+        found["critic"] = adapter * (held + 8)
+    if job.reward == "adapter":
+        found["reward"] = adapter * held
+    elif job.reward == "model":
+        found["reward"] = shape.parameters * job.compute
+    return found
+
+
+def _loading(job: Job, shape: Shape, machine: Machine) -> int:
+    """While weights are read: the largest tensor once more, as it is on disk."""
+    return shape.head * max(shape.stored, job.compute)
+
+
+def _learning(job: Job, shape: Shape, role: str) -> int:
+    """Gradients of a role."""
+    if job.trained == "lora" or role == "critic":
+        return shape.adapter(job.rank, job.targets) * 4
+    return round(shape.parameters * job.share) * (job.compute if job.pure else 4)
+
+
+def layer_numbers(job: Job, shape: Shape) -> int:
+    """Numbers that a layer keeps for each token until its backward pass."""
+    d, q, k, f = shape.hidden, shape.queries, shape.keys, shape.wide
+    return 4 * d + 2 * q + 2 * k + KEPT_WIDE * f + 8 * job.rank
+
+
+KEPT_WIDE = 4
+"""Arrays of f numbers that a layer keeps: gate, its activation, up, and their product."""
+
+
+def _saved(job: Job, shape: Shape, role: str, tokens: int, *, checkpointing: bool) -> int:
+    """Activations of a micro-batch until its backward pass, and what the backward pass itself needs."""
+    c, layer = job.compute, layer_numbers(job, shape)
+    kept = shape.layers * (shape.hidden if checkpointing else layer) * tokens * c
+    at_work = (layer if checkpointing else 0) * tokens * c + 3 * max(shape.wide, shape.queries) * tokens * c
+    if role == "policy" and job.scored:
+        at_work = max(at_work, _head(job, shape))
+    return kept + at_work
+
+
+def _head(job: Job, shape: Shape) -> int:
+    """Logits of a chunk: in the compute type and wide, the probabilities, and one copy of them on the way."""
+    return CHUNK * shape.vocabulary * (12 + (job.compute if job.compute < 4 else 0))
+
+
+def _passing(job: Job, shape: Shape, tokens: int, *, head: bool) -> int:
+    """A pass without gradients: one layer at a time."""
+    d, q, k, f = shape.hidden, shape.queries, shape.keys, shape.wide
+    return max((3 * d + 2 * q + 2 * k + 3 * f) * tokens * job.compute, _head(job, shape) if head else 0)
+
+
+def _decoding(job: Job, shape: Shape, machine: Machine) -> int:
+    """The cache of the rows that are decoded at once, the prefill, the logits of a token for all of them."""
+    prompts = job.rollout * job.group if job.online else SLOTS
+    rows = min(SLOTS, max(1, prompts))
+    columns = job.lengths.longest + job.new
+    cache = 2 * shape.layers * shape.keys * job.compute * rows * columns
+    return cache + max(_passing(job, shape, rows // max(1, job.group) * job.lengths.longest, head=False),
+                       rows * shape.vocabulary * 16)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- time
+
+
+def _flops(job: Job, shape: Shape, *, checkpointing: bool) -> dict[str, float]:
+    """Floating-point operations of a step (docs/memory.md, "Cost model"): 2 N L a forward pass over L tokens, and so on."""
+    n, tokens = shape.linear, job.step_tokens
+    entries = job.rollout * job.group if job.online else job.rows * job.rows_of_an_entry
+    scored = entries * job.lengths.answer if job.scored else 0.0
+    head = 2 * shape.head * scored
+    forward = 2 * n * tokens
+    backward = (2 if job.trained == "lora" else 4) * n * tokens + (2 * n * tokens if checkpointing else 0)
+    learn = forward + backward
+    if not job.online:
+        reference = (forward + head) if job.reference and job.epochs <= 1 else (forward + head) / max(1.0, job.epochs)
+        found = {"update": learn + 2 * head}
+        if job.reference:  # its log-probabilities are computed once for all epochs
+            found["score"] = reference
+        return found
+    prompts = job.rollout * job.lengths.prompt
+    written = entries * job.lengths.answer
+    found = {"rollout": 2 * n * (prompts + written) + head}
+    score = forward + head
+    if job.reference:
+        score += forward + head
+    if job.critic == "adapter":
+        score += forward
+    if job.reward:
+        score += forward
+    found["score"] = score
+    critic = 4 * n * tokens + (2 * n * tokens if checkpointing else 0)
+    found["update"] = job.updates * (learn + 2 * head + (critic if job.critic == "adapter" else 0))
+    return found
+
+
+def _seconds(job: Job, shape: Shape, machine: Machine, flops: dict[str, float]) -> dict[str, float]:
+    rate = (machine.rate if job.compute == 2 else machine.rate32) * USED[machine.kind]
+    found = {phase: value / rate for phase, value in flops.items()}
+    if job.online:
+        # every token of a wave reads all weights once, however many rows there are
+        rows = job.rollout * job.group
+        waves = -(-rows // SLOTS)
+        reading = waves * job.lengths.answer * weights(job, shape) / (machine.bandwidth * 0.6)
+        found["rollout"] = max(found["rollout"], reading)
+    return found
