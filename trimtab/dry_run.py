@@ -99,8 +99,8 @@ def _check_files(config: StageConfig) -> None:
     named = ("adapter_name_or_path", "reward_model_adapters", "ref_model_adapters")
     for path in [p for name in named for p in getattr(config, name, ())]:
         read_adapter(Path(path))
-    reward, kind = getattr(config, "reward_model", None), getattr(config, "reward_model_type", "")
-    if reward and kind == "lora":
+    rewards = getattr(config, "reward_model", ()) if getattr(config, "reward_model_type", "") == "lora" else ()
+    for reward in rewards:
         folder = Path(reward).expanduser()
         read_adapter(folder)
         if not any((folder / name).is_file() for name in HEADS):

@@ -76,7 +76,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
     wants_resume = resume or bool(config.resume_from_checkpoint)
     if config.resume_from_checkpoint not in (None, "auto"):
         check_checkpoint(config.resume_from_checkpoint, where=config.origin("resume_from_checkpoint"))
-    models = [config.model_name_or_path, *(getattr(config, name, None) for name in ("reward_model", "ref_model"))]
+    models = [config.model_name_or_path, getattr(config, "ref_model", None), *getattr(config, "reward_model", ())]
     stacked = [
         p
         for name in ("adapter_name_or_path", "reward_model_adapters", "ref_model_adapters")

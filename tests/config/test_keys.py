@@ -140,6 +140,8 @@ def test_every_key_that_is_acted_on_round_trips(kind: str) -> None:
         beside: dict[str, Any] = {
             "interleave_probs": {"dataset": "d", "mix_strategy": "interleave_over"},
             "reward_model_adapters": {"reward_model_type": "full"},
+            "reward_ensemble": {"reward_model": ["a", "b"]},
+            "reward_ensemble_coef": {"reward_model": ["a", "b"], "reward_ensemble": "mean_minus_std"},
             "reward_weights": {"reward_funcs": ["a", "b"]},
             "reward_length_free": {"reward_length_penalty": 0.25},
             "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine"},

@@ -103,6 +103,7 @@ def test_a_function_that_fails_leaves_a_checkpoint_and_the_run_goes_on(
 ) -> None:
     more = {"reward_funcs": f"{file}:fails_when_told", "max_steps": 4, "save_steps": 100, "critic_warmup_steps": 0}
     more |= {"val_size": 3, "eval_strategy": "steps", "eval_steps": 2}
+    more |= {"max_new_tokens": 3, "ppo_epochs": 1, "ppo_buffer_size": 1, "per_device_train_batch_size": 6}
     whole = run_exp(keys("ppo", tmp_path / "whole", **more))
     for name, calls in (("in a step", 1), ("in an evaluation", 2)):
         from trimtab.train import online

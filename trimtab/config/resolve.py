@@ -534,13 +534,13 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
     if isinstance(config, KtoConfig) and config.do_train and config.kto_chosen_weight + config.kto_rejected_weight == 0:
         wrong("kto_chosen_weight", "0, and kto_rejected_weight too", "nothing would be learnt", "set one of them to 1")
     if isinstance(config, PpoConfig):
-        if config.reward_model is None and not config.reward_funcs:
+        if not config.reward_model and not config.reward_funcs:
             missing(
                 "reward_model", "FOLDER (output_dir of a run with stage rm), or reward_funcs: FILE.py:NAME", "stage ppo"
             )
-        sources = (config.reward_model is not None) + len(config.reward_funcs)
+        sources = bool(config.reward_model) + len(config.reward_funcs)
         if config.reward_weights and len(config.reward_weights) != sources:
-            named = [*(["the reward model"] if config.reward_model is not None else []), *map(str, config.reward_funcs)]
+            named = [*(["the reward model"] if config.reward_model else []), *map(str, config.reward_funcs)]
             wrong(
                 "reward_weights", f"{len(config.reward_weights)} weights for {sources} sources of reward",
                 f"the sources are {', '.join(named)}", "one weight for each, in this order, or none",
@@ -550,12 +550,30 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
                 "reward_length_free", f"{config.reward_length_free} without reward_length_penalty", "no token costs anything",
                 "reward_length_penalty: 0.01, or delete reward_length_free",
             )  # fmt: skip
-        served = str(config.reward_model or "").startswith(("http://", "https://"))
-        if config.reward_model is not None and served != (config.reward_model_type == "api"):
+        models = ", ".join(config.reward_model)
+        served = any(name.startswith(("http://", "https://")) for name in config.reward_model)
+        if config.reward_model and served != (config.reward_model_type == "api"):
             wrong(
-                "reward_model_type", f"{config.reward_model_type} with reward_model: {config.reward_model}",
+                "reward_model_type", f"{config.reward_model_type} with reward_model: {models}",
                 "a reward server has a URL, a reward model a folder",
                 "reward_model_type: api" if served else "give the server's URL in reward_model (http://HOST:PORT/PATH)",
+            )  # fmt: skip
+        if len(config.reward_model) > 1 and config.reward_model_type != "lora":
+            wrong(
+                "reward_model", f"{len(config.reward_model)} of them with reward_model_type: {config.reward_model_type}",
+                "an ensemble is made of adapters on one base", "reward_model_type: lora, or name one of them",
+            )  # fmt: skip
+        if len(set(config.reward_model)) < len(config.reward_model):
+            wrong("reward_model", f"{models}: one of them twice", "it would count twice", "name each once")
+        if config.reward_ensemble != "mean" and len(config.reward_model) < 2:
+            wrong(
+                "reward_ensemble", f"{config.reward_ensemble} of {len(config.reward_model)} reward models",
+                "there is nothing to combine", "name several adapters in reward_model, or delete it",
+            )  # fmt: skip
+        if config.reward_ensemble_coef != 1 and config.reward_ensemble != "mean_minus_std":
+            wrong(
+                "reward_ensemble_coef", f"{config.reward_ensemble_coef:g} with reward_ensemble: {config.reward_ensemble}",
+                "only mean_minus_std reads it", "reward_ensemble: mean_minus_std, or delete it",
             )  # fmt: skip
         if config.reward_model_adapters and config.reward_model_type != "full":
             wrong(

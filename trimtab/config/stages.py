@@ -49,6 +49,11 @@ def _names(value: object) -> object:
     return value
 
 
+def _numbers(value: object) -> object:
+    """As `_names`; one number is a list of one."""
+    return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else _names(value)
+
+
 def _functions(value: object) -> object:
     """As `_names`; a program may give functions themselves."""
     return (value,) if callable(value) else _names(value)
@@ -95,7 +100,7 @@ TopK = Annotated[int, Field(ge=-1), BeforeValidator(_number)]
 Text = Annotated[str, Field(min_length=1), BeforeValidator(_text)]
 Names = Annotated[tuple[Text, ...], BeforeValidator(_names)]
 Weights = Annotated[tuple[Positive, ...], BeforeValidator(_names)]
-Reals = Annotated[tuple[Real, ...], BeforeValidator(_names)]
+Reals = Annotated[tuple[Real, ...], BeforeValidator(_numbers)]
 Function = Annotated[Callable[..., Any], PlainSerializer(function_name, return_type=str)]
 Functions = Annotated[tuple[Text | Function, ...], BeforeValidator(_functions)]
 Interval = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_strategy)]
@@ -547,8 +552,17 @@ class PpoConfig(StageConfig):
 
     stage: Literal["ppo"] = key("Stage", "ppo", "what to train")
 
-    reward_model: Text | None = key(
-        "PPO", None, "the reward model: an adapter's folder, a model's folder, or a server's URL", stages=_PPO
+    reward_model: Names = key(
+        "PPO",
+        (),
+        "the reward model: an adapter's folder (several: an ensemble), a model's folder, or a server's URL",
+        stages=_PPO,
+    )
+    reward_ensemble: Literal["mean", "min", "mean_minus_std"] = key(
+        "PPO", "mean", "several reward models: how their scores become one", stages=_PPO
+    )
+    reward_ensemble_coef: NonNegative = key(
+        "PPO", 1.0, "mean_minus_std: standard deviations of the members' scores that are taken off", stages=_PPO
     )
     reward_model_type: Literal["lora", "full", "api"] = key(
         "PPO", "lora", "lora: an adapter on the same base; full: a model with a value head; api: a server", stages=_PPO

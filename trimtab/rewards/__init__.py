@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from trimtab.data.templates import Template
 from trimtab.data.tokenizer import Tokenizer, encode_plain
@@ -51,6 +51,15 @@ class Reward(Protocol):
         Raises:
             RewardError: it failed; never a 0.0 in place of an answer.
         """
+        ...
+
+
+@runtime_checkable
+class Composite(Reward, Protocol):
+    """A source whose scores have parts of their own."""
+
+    def judge(self, answers: Sequence[Answer]) -> Judged:
+        """Scores and parts, the part of the source's own name among them."""
         ...
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from trimtab.errors import RewardError
-from trimtab.rewards import Answer, Judged, Reward
+from trimtab.rewards import Answer, Composite, Judged, Reward
 
 
 class Mixture:
@@ -37,7 +37,12 @@ class Mixture:
         totals = [0.0] * len(answers)
         parts: dict[str, list[float]] = {}
         for weight, source in self._sources:
-            scores = source.score(answers)
+            if isinstance(source, Composite):
+                judged = source.judge(answers)
+                scores, own = judged.scores, dict(judged.parts)
+            else:
+                scores = source.score(answers)
+                own = {source.name: scores}
             for answer, score in zip(answers, scores, strict=True):
                 if not math.isfinite(score):
                     raise RewardError(
@@ -46,6 +51,6 @@ class Mixture:
                         why="one such number would reach every advantage of the batch; no update has been made with it",
                         remedy="look at this row and at the reward; continue from the last checkpoint",
                     )
-            parts[source.name] = scores
+            parts |= own
             totals = [total + weight * score for total, score in zip(totals, scores, strict=True)]
         return Judged(scores=totals, parts=parts)

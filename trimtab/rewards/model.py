@@ -1,4 +1,4 @@
-"""A learned reward: the reward model's adapter and head on the frozen base, read at the end marker."""
+"""Learned rewards: a reward model's adapter and head on the frozen base, read at the end marker; or several of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 
 from trimtab.models.forward import Layout, plan, score_rows
 from trimtab.models.roles import Roles
-from trimtab.rewards import Answer
+from trimtab.ops.ensemble import Ensemble, combine, disagreement
+from trimtab.rewards import Answer, Judged
 from trimtab.types import TokenRow
 
 
@@ -24,6 +25,31 @@ class ModelReward:
         return score_rows_as(
             self._roles, self._role, [a.row for a in answers], budget=self._budget, layout=self._layout
         )
+
+
+class EnsembleReward:
+    """Several reward models, each an adapter and head on the same base, scored one after the other by the one scoring path.
+
+    Its parts: `model` is the score, `model/1`, `model/2` ... are those of the members in the order of the file, and
+    `model/disagreement` is their standard deviation.
+    """
+
+    name = "model"
+
+    def __init__(self, members: Sequence[ModelReward], *, kind: Ensemble, coef: float = 1.0) -> None:
+        self._members, self._kind, self._coef = tuple(members), kind, coef
+
+    def score(self, answers: Sequence[Answer]) -> list[float]:
+        return self.judge(answers).scores
+
+    def judge(self, answers: Sequence[Answer]) -> Judged:
+        """The combined scores and their parts."""
+        each = [member.score(answers) for member in self._members]
+        table = torch.tensor(each, dtype=torch.float64)
+        scores = combine(table, self._kind, self._coef).tolist()
+        members = {f"{self.name}/{number}": own for number, own in enumerate(each, 1)}
+        apart = disagreement(table).tolist()
+        return Judged(scores=scores, parts={self.name: scores, **members, f"{self.name}/disagreement": apart})
 
 
 def score_rows_as(

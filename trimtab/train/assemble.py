@@ -32,11 +32,11 @@ from trimtab.rewards.function import FunctionReward
 from trimtab.rewards.length import LengthPenalty
 from trimtab.rewards.lookup import load_functions
 from trimtab.rewards.mixture import Mixture
-from trimtab.rewards.model import ModelReward
+from trimtab.rewards.model import EnsembleReward, ModelReward
 from trimtab.train.device import default_micro_batch_tokens, pick_device, pick_dtype
 from trimtab.train.progress import say
 from trimtab.train.weights import BASE_RECORD as BASE_RECORD
-from trimtab.train.weights import Parts, define_roles
+from trimtab.train.weights import Parts, define_roles, member_roles
 from trimtab.train.weights import contained as contained
 from trimtab.train.weights import stack_adapters as stack_adapters
 from trimtab.types import Completion
@@ -84,7 +84,7 @@ class Session:
     def reward(self) -> Mixture:
         """What scores answers: the reward model or server and the functions by weight, and the price of length."""
         config = self.config
-        sources: list[Reward] = [] if config.reward_model is None else [self._reward_model()]
+        sources: list[Reward] = [self._reward_model()] if config.reward_model else []
         sources += self.functions
         weights = config.reward_weights or (1.0,) * len(sources)
         weighted = list(zip(weights, sources, strict=True))
@@ -96,13 +96,19 @@ class Session:
         config = self.config
         if config.reward_model_type == "api":
             return ApiReward(
-                config.reward_model,
+                config.reward_model[0],
                 lambda ids: str(self.tokenizer.decode(list(ids), skip_special_tokens=False)),
                 timeout=config.reward_timeout,
                 retries=config.reward_retries,
                 where=config.origin("reward_model"),
             )
-        return ModelReward(self.roles, budget=self.budget, layout=self.layout)
+        members = [
+            ModelReward(self.roles, budget=self.budget, layout=self.layout, role=role)
+            for role in member_roles(len(config.reward_model))
+        ]
+        if len(members) == 1:
+            return members[0]
+        return EnsembleReward(members, kind=config.reward_ensemble, coef=config.reward_ensemble_coef)
 
     def generator(self, role: str = POLICY) -> ForwardGenerator:
         """An engine on the training weights."""

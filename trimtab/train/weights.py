@@ -90,13 +90,20 @@ def contained(folder: Path) -> list[str]:
     return list(read_json(folder / BASE_RECORD, {}).get("contains", []))
 
 
-def load_reward_role(roles: Roles, folder: Path, fingerprint: dict[str, Any], *, model: PreTrainedModel) -> HeadRecord:
-    """Load a reward model's adapter and head onto `model` as the role `reward`; returns how it is read."""
+def load_reward_role(
+    roles: Roles, folder: Path, fingerprint: dict[str, Any], *, model: PreTrainedModel, role: str = REWARD
+) -> HeadRecord:
+    """Load a reward model's adapter and head onto `model` as the role `reward`, or another; returns how it is read."""
     _check_base(folder, fingerprint)
-    lora.load_adapter(model, REWARD, folder, roles.switch)
+    lora.load_adapter(model, role, folder, roles.switch)
     head, record = load_head(folder, model.config.get_text_config().hidden_size)
-    roles.define(REWARD, REWARD, head=head, model=model)
+    roles.define(role, role, head=head, model=model)
     return record
+
+
+def member_roles(count: int) -> list[str]:
+    """Names of the roles of an ensemble of so many reward models: `reward`, `reward2`, `reward3` ..."""
+    return [REWARD, *(f"{REWARD}{number}" for number in range(2, count + 1))][:count]
 
 
 def _check_base(folder: Path, fingerprint: dict[str, Any]) -> None:
@@ -283,10 +290,29 @@ def _define_reference(config: Any, roles: Roles, start: Start, parts: Parts) -> 
 
 def _define_reward(config: Any, roles: Roles, start: Start, parts: Parts) -> HeadRecord | None:
     """The reward model that the file names, as the role `reward`; None where a server or functions score."""
-    if config.reward_model is None or config.reward_model_type == "api":
+    if not config.reward_model or config.reward_model_type == "api":
         return None
-    folder = Path(config.reward_model).expanduser()
     if config.reward_model_type == "lora":
+        return _define_members(config, roles, start, parts)
+    folder = Path(config.reward_model[0]).expanduser()
+    model, fingerprint = _other_model(config, "reward_model", parts)
+    names = stack_adapters(roles, config.reward_model_adapters, fingerprint, model=model, prefix="reward")
+    home = Path(config.reward_model_adapters[-1]) if names else folder
+    head, record = load_head(home, model.config.get_text_config().hidden_size)
+    roles.define(REWARD, *names, head=head, model=model)
+    return record
+
+
+def _define_members(config: Any, roles: Roles, start: Start, parts: Parts) -> HeadRecord:
+    """Reward adapters on the frozen base, each a role of its own; what they say of how they are read must agree.
+
+    Raises:
+        ConfigError: a whole model in place of an adapter.
+        AdapterError: members that are read at different tokens.
+    """
+    records: list[HeadRecord] = []
+    for name, role in zip(config.reward_model, member_roles(len(config.reward_model)), strict=True):
+        folder = Path(name).expanduser()
         if (folder / "config.json").is_file() and not (folder / ADAPTER_CONFIG).is_file():
             raise ConfigError(
                 f"the reward model {str(folder)!r} is a whole model, not an adapter",
@@ -294,13 +320,17 @@ def _define_reward(config: Any, roles: Roles, start: Start, parts: Parts) -> Hea
                 why="reward_model_type is lora",
                 remedy="reward_model_type: full",
             )
-        return load_reward_role(roles, folder, parts.fingerprint, model=start.frozen)
-    model, fingerprint = _other_model(config, "reward_model", parts)
-    names = stack_adapters(roles, config.reward_model_adapters, fingerprint, model=model, prefix="reward")
-    home = Path(config.reward_model_adapters[-1]) if names else folder
-    head, record = load_head(home, model.config.get_text_config().hidden_size)
-    roles.define(REWARD, *names, head=head, model=model)
-    return record
+        records.append(load_reward_role(roles, folder, parts.fingerprint, model=start.frozen, role=role))
+        if records[-1].readout != records[0].readout:
+            raise AdapterError(
+                f"the reward models {config.reward_model[0]!r} and {name!r} are read at different tokens",
+                where=config.origin("reward_model"),
+                why=f"one at {records[0].readout}, the other at {records[-1].readout} (reward_readout when they were trained)",
+                remedy="make an ensemble of models that are read alike",
+            )
+    for record in records[1:]:
+        _compare_records(record, config, parts.template)
+    return records[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +342,8 @@ class _Other:
 
     @property
     def model_name_or_path(self) -> str:
-        return str(getattr(self.config, self.key))
+        named = getattr(self.config, self.key)
+        return str(named[0] if isinstance(named, tuple) else named)
 
     @property
     def cache_dir(self) -> str | None:
