@@ -123,6 +123,63 @@ def predict(file: File, words: Words = None) -> None:
     answer(load(file, words or []))
 
 
+@app.command("eval", context_settings=_WORDS)
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="a YAML or JSON file, or a file of predictions (.jsonl)")],
+    words: Words = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="predictions: a metric, several times; else all of text")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="predictions: write the figures here as JSON")] = None,
+) -> None:
+    """Measure a model on held-out rows, or a file of predictions.
+
+    A config gives loss, perplexity and its eval_tasks (stage rm: accuracy and calibration). generated_predictions.jsonl gives
+    exact and normalised match, BLEU-4 and ROUGE.
+    """
+    if file.suffix == ".jsonl":
+        _show_predictions(file, words, task or (), output)
+        return
+    from trimtab.config import load
+    from trimtab.errors import ConfigError
+    from trimtab.serve.evaluate import evaluate as measure
+
+    if task or output:
+        raise ConfigError(
+            "--task and --output are for files of predictions",
+            where="command line",
+            why=f"{file} is a config, which has keys for both",
+            remedy="write eval_tasks=... and output_dir=... after the file",
+        )
+    for name, value in measure(load(file, words or [])).items():
+        print(f"{name}  {value:.6g}")
+
+
+rm_app = typer.Typer(help="Look at a reward model.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(rm_app, name="rm")
+
+
+@rm_app.command("report", context_settings=_WORDS)
+def rm_report(
+    source: Annotated[Path, typer.Argument(help="scores (.jsonl), a run folder, or a YAML file of stage rm")],
+    words: Words = None,
+) -> None:
+    """Accuracy by margin and length, calibration, score histogram of a reward model.
+
+    Scores that are there are used; a config, or a run without scores, is scored first on its held-out pairs.
+    """
+    from rich.console import Console
+
+    from trimtab.report.rewards import table, write_report
+    from trimtab.serve.scores import scores_of
+
+    found, paths = write_report(scores_of(source, words or []))
+    console = Console(highlight=False)
+    console.print(table(found))
+    for path in paths:
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
+
+
 @app.command(context_settings=_WORDS)
 def export(file: File, words: Words = None) -> None:
     """Merge base and adapters into an ordinary model folder."""
@@ -297,6 +354,26 @@ def env() -> None:
 def version() -> None:
     """Print the version."""
     print(__version__)
+
+
+def _show_predictions(file: Path, words: list[str] | None, tasks: Any, output: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from trimtab.errors import ConfigError
+    from trimtab.serve.evaluate import evaluate_predictions
+
+    if words:
+        raise ConfigError(
+            f"a file of predictions takes no keys: {' '.join(words)}",
+            where="command line",
+            why="nothing is loaded or generated",
+            remedy="leave them out, or name a metric with --task",
+        )
+    table = Table("metric", "mean", "+- standard error", "answers", box=None, header_style="bold")
+    for row in evaluate_predictions(file, tasks, output=output):
+        table.add_row(row["task"], f"{row['mean']:.4f}", f"{row['standard_error']:.4f}", str(row["count"]))
+    Console(highlight=False).print(table)
 
 
 def _show_config(file: Path, words: list[str] | None) -> None:

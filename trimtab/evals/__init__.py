@@ -1,6 +1,7 @@
-"""Evaluations of generated answers: `score(predictions, examples) -> one number in [0, 1] per answer`.
+"""Evaluations of generated answers: `score(predictions, examples) -> one number per answer`.
 
-A task's result is the mean of its scores. Each task is one file and one row here.
+A task's result is the mean of its scores: a share from 0 to 1 for matches, per cent for BLEU and ROUGE, as everybody prints them. Each task
+is one file and one row here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,35 @@ EVALS = Registry(
             name="exact_match",
             target="trimtab.evals.exact_match:score",
             help="the answer is the reference answer, up to spaces and a final semicolon",
+        ),
+        Row(
+            name="normalised_match",
+            target="trimtab.evals.normalised_match:score",
+            help="the same text up to case, width of characters, spaces, quotation marks and a final stop",
+        ),
+        Row(
+            name="bleu-4",
+            target="trimtab.evals.bleu:score",
+            help="BLEU-4 over characters, in per cent",
+            aliases=("bleu", "bleu4", "bleu_4"),
+        ),
+        Row(
+            name="rouge-1",
+            target="trimtab.evals.rouge:rouge_1",
+            help="ROUGE-1 over words, Chinese ones too, in per cent",
+            aliases=("rouge1", "rouge_1"),
+        ),
+        Row(
+            name="rouge-2",
+            target="trimtab.evals.rouge:rouge_2",
+            help="ROUGE-2 over words, in per cent",
+            aliases=("rouge2", "rouge_2"),
+        ),
+        Row(
+            name="rouge-l",
+            target="trimtab.evals.rouge:rouge_l",
+            help="ROUGE-L over words, in per cent",
+            aliases=("rouge", "rougel", "rouge_l"),
         ),
         Row(
             name="sql_match",

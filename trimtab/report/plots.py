@@ -16,7 +16,8 @@ No display is needed; matplotlib is imported when a plot is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _MUTED, _GRID = "#1f2933", "#6b7785", "#e4e8ec"
-_BLUE, _ORANGE, _GREEN, _PURPLE = "#1f5fa8", "#d1662a", "#2c8a57", "#7a4fa3"
+INK, MUTED, _GRID = "#1f2933", "#6b7785", "#e4e8ec"
+BLUE, ORANGE, _GREEN, _PURPLE = "#1f5fa8", "#d1662a", "#2c8a57", "#7a4fa3"
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "text.color": _INK,
+    "text.color": INK,
     "axes.edgecolor": "#aab4be",
-    "axes.labelcolor": _MUTED,
-    "axes.titlecolor": _INK,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -47,8 +48,8 @@ _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "figure.facecolor": "white",
@@ -93,9 +94,9 @@ REWARD = Plot(
     title="Reward",
     unit="score",
     curves=(
-        Curve(name="reward/mean", label="rollouts", color=_BLUE),
+        Curve(name="reward/mean", label="rollouts", color=BLUE),
         Curve(name="eval/reward_sampled", label="held-out, sampled", color=_GREEN, dots=True),
-        Curve(name="eval/reward_greedy", label="held-out, greedy", color=_ORANGE, dots=True),
+        Curve(name="eval/reward_greedy", label="held-out, greedy", color=ORANGE, dots=True),
     ),
 )
 PANEL = (
@@ -104,21 +105,21 @@ PANEL = (
         title="KL to the reference",
         unit="nat per completion",
         curves=(
-            Curve(name="kl/k1_sequence", label="rollouts", color=_BLUE),
-            Curve(name="eval/kl", label="held-out", color=_ORANGE, dots=True),
+            Curve(name="kl/k1_sequence", label="rollouts", color=BLUE),
+            Curve(name="eval/kl", label="held-out", color=ORANGE, dots=True),
         ),
         line_at=0.0,
     ),
     Plot(
-        title="Entropy", unit="nat per token", curves=(Curve(name="entropy", label="rollouts", color=_BLUE),), floor=0.0
+        title="Entropy", unit="nat per token", curves=(Curve(name="entropy", label="rollouts", color=BLUE),), floor=0.0
     ),
     Plot(
         title="Length",
         unit="tokens",
         curves=(
-            Curve(name="length/mean", label="mean", color=_BLUE),
+            Curve(name="length/mean", label="mean", color=BLUE),
             Curve(name="length/p95", label="95th percentile", color=_PURPLE),
-            Curve(name="eval/length", label="held-out, mean", color=_ORANGE, dots=True),
+            Curve(name="eval/length", label="held-out, mean", color=ORANGE, dots=True),
         ),
         floor=0.0,
     ),
@@ -126,48 +127,48 @@ PANEL = (
         title="Finished answers",
         unit="share of completions",
         curves=(
-            Curve(name="finished_rate", label="rollouts", color=_BLUE),
-            Curve(name="eval/finished_rate", label="held-out", color=_ORANGE, dots=True),
+            Curve(name="finished_rate", label="rollouts", color=BLUE),
+            Curve(name="eval/finished_rate", label="held-out", color=ORANGE, dots=True),
         ),
         share=True,
     ),
     Plot(
         title="Clip fraction",
         unit="share of tokens",
-        curves=(Curve(name="clip_fraction", label="rollouts", color=_BLUE),),
+        curves=(Curve(name="clip_fraction", label="rollouts", color=BLUE),),
         share=True,
     ),
     Plot(
         title="Explained variance",
         unit="1 = perfect, 0 = a constant",
-        curves=(Curve(name="explained_variance", label="rollouts", color=_BLUE),),
+        curves=(Curve(name="explained_variance", label="rollouts", color=BLUE),),
         line_at=0.0,
         cut=-1.0,
     ),
     Plot(
         title="Value loss",
         unit="squared score / 2",
-        curves=(Curve(name="value_loss", label="rollouts", color=_BLUE),),
+        curves=(Curve(name="value_loss", label="rollouts", color=BLUE),),
         floor=0.0,
     ),
 )
 SINGLE: dict[str, Plot] = {
     "training_loss.png": Plot(
-        title="Training loss", unit="loss", curves=(Curve(name="loss", label="training", color=_BLUE),)
+        title="Training loss", unit="loss", curves=(Curve(name="loss", label="training", color=BLUE),)
     ),
     "training_eval_loss.png": Plot(
         title="Held-out loss",
         unit="loss",
         curves=(
-            Curve(name="loss", label="training", color=_BLUE),
-            Curve(name="eval/loss", label="held-out", color=_ORANGE, dots=True),
+            Curve(name="loss", label="training", color=BLUE),
+            Curve(name="eval/loss", label="held-out", color=ORANGE, dots=True),
         ),
     ),
     "training_eval_accuracy.png": Plot(
         title="Held-out accuracy",
         unit="share right",
         curves=(
-            Curve(name="eval/accuracy", label="accuracy", color=_ORANGE, dots=True),
+            Curve(name="eval/accuracy", label="accuracy", color=ORANGE, dots=True),
             Curve(name="eval/exact_match", label="exact match", color=_PURPLE, dots=True),
             Curve(name="eval/sql_match", label="SQL match", color=_GREEN, dots=True),
         ),
@@ -220,16 +221,23 @@ def ema_weight(count: int) -> float:
 # -------------------------------------------------------------------------------------------------------------- drawing
 
 
-def _draw(path: Path, plots: Sequence[Plot], run: Run, subtitle: str) -> Path:
+@contextmanager
+def styled() -> Iterator[Callable[..., Figure]]:
+    """Our look, and what makes a figure in it."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     style: dict[Any, Any] = {**mpl.rcParamsDefault, **_STYLE}  # a user's matplotlibrc does not change our plots
     with mpl.rc_context(style):
+        yield Figure
+
+
+def _draw(path: Path, plots: Sequence[Plot], run: Run, subtitle: str) -> Path:
+    with styled() as new_figure:
         alone = len(plots) == 1
         columns = 1 if alone else min(4, (len(plots) + 1) // 2)
         lines = -(-len(plots) // columns)
-        figure = Figure(
+        figure = new_figure(
             figsize=(7.2, 4.3) if alone else (3.9 * columns, 3.0 * lines + 0.9), dpi=140, layout="constrained"
         )
         axes = figure.subplots(lines, columns, squeeze=False).flatten()
@@ -238,7 +246,7 @@ def _draw(path: Path, plots: Sequence[Plot], run: Run, subtitle: str) -> Path:
         for ax in axes[len(plots) :]:
             ax.set_visible(False)
         if not alone:
-            figure.suptitle(subtitle, x=0.012, ha="left", fontsize=13, fontweight="bold", color=_INK)
+            figure.suptitle(subtitle, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
         _footer(figure, plots, run)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png")
@@ -253,7 +261,7 @@ def _footer(figure: Figure, plots: Sequence[Plot], run: Run) -> None:
     parts = [f"pale: each logged step, dark: moving average (EMA, weight {max(weights):.2f})"]
     if any(c.dots and run.points(c.name) for p in plots for c in p.curves):
         parts.append("dots: held-out evaluation")
-    figure.supxlabel("   |   ".join(parts), fontsize=8, color=_MUTED, x=0.988, ha="right")
+    figure.supxlabel("   |   ".join(parts), fontsize=8, color=MUTED, x=0.988, ha="right")
 
 
 def _fill(ax: Axes, plot: Plot, run: Run, subtitle: str) -> None:
@@ -298,14 +306,14 @@ def _fill(ax: Axes, plot: Plot, run: Run, subtitle: str) -> None:
             firm += values
 
     if plot.line_at is not None:
-        ax.axhline(plot.line_at, color=_MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        ax.axhline(plot.line_at, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
     low, high = _limits(raw, firm, plot)
     ax.set_ylim(low, high)
     outside = sum(not low <= value <= high for value in raw)
     notes = [f"{below} below {plot.cut:g}"] if below else []
     notes += [f"{outside} outside"] if outside else []
     ax.set_title(plot.title)
-    ax.set_title("   ".join([*notes, subtitle]), loc="right", fontsize=8, fontweight="normal", color=_MUTED)
+    ax.set_title("   ".join([*notes, subtitle]), loc="right", fontsize=8, fontweight="normal", color=MUTED)
     ax.set_xlabel("step")
     ax.set_ylabel(plot.unit)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

@@ -3,8 +3,8 @@
 | file | what it holds |
 |---|---|
 | `generated_predictions.jsonl` | a row per data row: prompt, predict, label; finish and row (`file:number`) |
-| the same, stage rm | chosen and rejected, or ranked, or reward and score; row |
-| `predict_results.json` | `predict_exact_match` and every eval task of the file |
+| the same, stage rm | chosen and rejected with the tokens of each, or ranked, or reward and score; row |
+| `predict_results.json` | match rates, BLEU-4, ROUGE-1/2/L and every eval task of the file |
 | the same, stage rm | `predict_accuracy`, `predict_margin`; `predict_mse` where rows have scores |
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 from trimtab.config import StageConfig
 from trimtab.data.loader import StageData, load_data, row_answers
 from trimtab.errors import ConfigError, ModelError, RunError
+from trimtab.evals.predictions import DEFAULT_TASKS
 from trimtab.rewards import with_tail
 from trimtab.rewards.model import score_rows_as
 from trimtab.rundir import PREDICT_RESULTS, PREDICTIONS, RunFolder
@@ -49,37 +49,49 @@ def predict(config: StageConfig) -> RunFolder:
     with folder:
         for note in config.notes:
             say(note)
-        source = find_served(config)
-        if not source.writes and config.stage != "rm":
-            raise ModelError(
-                "this is a reward model: it scores pairs of answers and writes none",
-                where=config.origin("adapter_name_or_path"),
-                remedy="write stage: rm, with a data set of preferences; or name the adapter of an sft or ppo run",
-            )
-        tokenizer, template = load_text_side(source.config)
-        data = _rows(source.config, tokenizer, template)  # before the model: most mistakes are here
-        say(f"data: {len(data.eval)} rows to predict, {len(data.report.dropped)} dropped")
-        for line in data.report.lines()[1:]:
-            say(line)
-        served = load_served(source)
-        session = Session(
-            config=served.config,
-            tokenizer=served.tokenizer,
-            template=served.template,
-            data=data,
-            roles=served.roles,
-            device=served.device,
-            dtype=served.dtype,
-            budget=served.budget,
-            layout="padded",
-            base=served.base,
-            fingerprint=served.fingerprint,
-            record=served.record,
-            tail=served.tail,
-        )
+        session = serving_session(config, as_prompts=config.stage != "rm")
         (folder.path / PREDICT_RESULTS).unlink(missing_ok=True)  # of older predictions, which go now
         predict_session(session, folder)
     return folder
+
+
+def serving_session(config: StageConfig, *, as_prompts: bool) -> Session:
+    """The model that a file serves, with what is to be measured as its held-out rows.
+
+    Args:
+        as_prompts: rows are read as prompts, which need no answer.
+
+    Raises:
+        TrimtabError: data, model or adapters that cannot be used.
+    """
+    source = find_served(config)
+    if not source.writes and config.stage != "rm":
+        raise ModelError(
+            "this is a reward model: it scores pairs of answers and writes none",
+            where=config.origin("adapter_name_or_path"),
+            remedy="write stage: rm, with a data set of preferences; or name the adapter of an sft or ppo run",
+        )
+    tokenizer, template = load_text_side(source.config)
+    data = _rows(source.config, tokenizer, template, as_prompts)  # before the model: most mistakes are here
+    say(f"data: {len(data.eval)} rows, {len(data.report.dropped)} dropped")
+    for line in data.report.lines()[1:]:
+        say(line)
+    served = load_served(source)
+    return Session(
+        config=served.config,
+        tokenizer=served.tokenizer,
+        template=served.template,
+        data=data,
+        roles=served.roles,
+        device=served.device,
+        dtype=served.dtype,
+        budget=served.budget,
+        layout="padded",
+        base=served.base,
+        fingerprint=served.fingerprint,
+        record=served.record,
+        tail=served.tail,
+    )
 
 
 def predict_session(session: Session, folder: RunFolder) -> Figures:
@@ -139,7 +151,7 @@ def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int]
         say(f"{len(prompts) - len(labelled)} of {len(prompts)} rows have no answer to compare with")
         figures["labelled"] = len(labelled)
     if labelled:
-        tasks = dict.fromkeys(("exact_match", *config.eval_tasks))
+        tasks = dict.fromkeys((*DEFAULT_TASKS, *config.eval_tasks))
         figures |= score_tasks(tasks, [texts[i] for i in labelled], [prompts[i] for i in labelled])
     return figures
 
@@ -169,7 +181,8 @@ def _score_answers(session: Session, folder: RunFolder, advance: Callable[[int],
                     errors.append(own[0] - (example.score or 0.0))
                     yield {"reward": own[0], "score": example.score, "row": str(example.origin)}
                 elif isinstance(row, Pair):
-                    yield {"chosen": own[0], "rejected": own[1], "row": str(example.origin)}
+                    tokens = {"chosen_tokens": len(row.chosen.scored), "rejected_tokens": len(row.rejected.scored)}
+                    yield {"chosen": own[0], "rejected": own[1], **tokens, "row": str(example.origin)}
                 else:
                     yield {"ranked": own, "row": str(example.origin)}
 
@@ -229,27 +242,23 @@ def _open(config: StageConfig) -> RunFolder:
     return folder
 
 
-def _rows(config: StageConfig, tokenizer: Any, template: Any) -> StageData[Any]:
-    """The data with what is to be predicted as its held-out rows.
+def _rows(config: StageConfig, tokenizer: Any, template: Any, as_prompts: bool) -> StageData[Any]:
+    """The data with what is to be measured as its held-out rows.
 
     Prompts are read as for an online stage, where a row needs no answer; but rows that val_size holds out of a training set are
     split off exactly as in training.
     """
     if not (config.eval_dataset or config.dataset):
         raise ConfigError(
-            "there is nothing to predict",
+            "there is nothing to predict or evaluate",
             where="eval_dataset",
             why="neither eval_dataset nor dataset names a data set",
             remedy="add eval_dataset: NAME (as in dataset_info.json)",
         )
     split = bool(config.val_size) and not config.eval_dataset
-    update: dict[str, Any] = {"tokenized_path": None}  # it holds rows to train on
-    if config.stage != "rm" and not split:
+    update: dict[str, Any] = {"tokenized_path": None, "packing": None, "neat_packing": False, "streaming": False}
+    if as_prompts and not split:
         update["stage"] = "ppo"
-    if config.eval_dataset:
-        update["dataset"] = ()
-    data: StageData[Any] = load_data(config.model_copy(update=update), tokenizer, template)
-    if config.eval_dataset or split:
-        return data
-    prompts = data.train if config.stage != "rm" else []
-    return replace(data, train=[], eval=data.train, eval_examples=data.train_examples, eval_prompts=prompts)
+    if not split:
+        update |= {"eval_dataset": config.eval_dataset or config.dataset, "dataset": ()}
+    return load_data(config.model_copy(update=update), tokenizer, template)

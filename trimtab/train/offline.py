@@ -32,7 +32,11 @@ Judged = Pair | Ranking | TokenRow
 class OfflineTrainer:
     """SFT, pre-training and reward models, told apart by what their algorithm reads."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, trains: bool = True) -> None:
+        """
+        Args:
+            trains: False for a model that is only evaluated: nothing of it is trainable, and its head stays as it is.
+        """
         config = session.config
         self.session = session
         self.algorithm: Offline = ALGORITHMS.load(config.stage).from_config(config)
@@ -43,17 +47,24 @@ class OfflineTrainer:
         self.steps_per_epoch = (
             config.max_steps if session.data.stream else math.ceil(len(self.packs) / config.batch_size)
         )
+        ranks = self.algorithm.reads == "reward" and config.rm_loss != "pointwise"
+        self.best_metric = ("accuracy", True) if ranks else ("loss", False)
+        self.learning_rates = {self.role: config.learning_rate}
+        self.current: list[dict[str, Any]] = []
+        self.parameters: dict[str, torch.nn.Parameter] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        if not trains:
+            return
         self.parameters = session.roles.trainable(self.role)
         if self.algorithm.reads == "reward":
             # a random head starts with one large score for everything; losses of leads cannot see it, centring would fight it, and
             # a regression would spend its first steps on it
             first = [row for answers in self.answers(self.rows[:32]) for row in answers]
             self._subtract_mean(first, self._targets(session.data.train_examples[:32]))
+        if ranks and not config.center_rewards_coef:
+            # losses of leads do not see the level: the bias has rounding noise for a gradient, of which Adam would make whole steps
+            self.parameters = {n: p for n, p in self.parameters.items() if not n.endswith("summary.bias")}
         self.optimizers = {self.role: make_optimizer(self.parameters, config, config.learning_rate)}
-        self.learning_rates = {self.role: config.learning_rate}
-        self.current: list[dict[str, Any]] = []
-        ranks = self.algorithm.reads == "reward" and config.rm_loss != "pointwise"
-        self.best_metric = ("accuracy", True) if ranks else ("loss", False)
 
     def step(self, number: int) -> Figures:
         config = self.session.config
