@@ -15,9 +15,8 @@ pytestmark = pytest.mark.unit
 
 
 def pair(chosen: float, rejected: float, *tokens: int) -> Scored:
-    return Scored(
-        chosen=chosen, rejected=rejected, **dict(zip(("chosen_tokens", "rejected_tokens"), tokens, strict=False))
-    )
+    lengths = dict(zip(("chosen_tokens", "rejected_tokens"), tokens, strict=False))
+    return Scored(chosen=float(chosen), rejected=float(rejected), **lengths)
 
 
 PAIRS = [pair(2, 0, 5, 3), pair(1, 0, 2, 4), pair(0, 1, 3, 3), pair(1, 1, 6, 2), pair(4, 0, 8, 8)]
