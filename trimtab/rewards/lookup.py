@@ -20,10 +20,29 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import RewardError
-from trimtab.registry import Registry, nearest
+from trimtab.registry import Registry, Row, nearest
 from trimtab.rewards.function import FunctionReward, Worker
 
-REWARD_FUNCTIONS = Registry("reward function", [])
+REWARD_FUNCTIONS = Registry(
+    "reward function",
+    [
+        Row(
+            name="sql_execution",
+            target="trimtab.rewards.sql:sql_execution",
+            help="1 if the answer's SQL gives the rows of the row's own on its `database`, else 0",
+        ),
+        Row(
+            name="sql_graded",
+            target="trimtab.rewards.sql:sql_graded",
+            help="the same, with part of it for SQL that reads, runs, or has the right columns",
+        ),
+        Row(
+            name="sql_match",
+            target="trimtab.rewards.sql:sql_match",
+            help="1 if the answer's SQL is the row's own up to spelling; needs no database",
+        ),
+    ],
+)
 """Ready-made reward functions. One is a file and a row here."""
 
 TAKEN = ("model", "api", "length")
