@@ -109,6 +109,31 @@ def test_large_logits_do_not_overflow() -> None:
     close(entropy, [0.0, 0.0])
 
 
+@pytest.mark.parametrize("tile", [1, 5, 12, 1000])
+@pytest.mark.parametrize("order", ["rising", "falling", "drawn"])
+def test_the_tiles_of_the_vocabulary_change_nothing(tile: int, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of one word, of some, of all; a maximum that moves with every tile, stays in the first, or does what it likes."""
+    monkeypatch.setattr(logprobs, "TILE", {"cpu": tile})
+    hidden, weight, bias, targets = made()
+    if order != "drawn":
+        bias = torch.arange(len(bias), dtype=bias.dtype) * (9.0 if order == "rising" else -9.0)
+    got = logprobs_and_entropy(hidden.requires_grad_(), weight, targets, temperature=0.7, bias=bias, chunk=3)
+    grad = torch.autograd.grad(got[0].sum(), hidden)[0]
+    want = logprobs_and_entropy_plain(hidden, weight, targets, temperature=0.7, bias=bias)
+    close(grad, torch.autograd.grad(want[0].sum(), hidden)[0])
+    close(got[0], want[0])
+    close(got[1], want[1])
+
+
+def test_the_gradient_of_a_sure_token_keeps_its_digits() -> None:
+    """p_target = 1 - 2e-7: in float32 1 - p_target computed as a difference would be off by a quarter."""
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[16.0], [0.6]])
+    logp, _ = logprobs_and_entropy(hidden.requires_grad_(), weight, torch.tensor([0]))
+    (grad,) = torch.autograd.grad(logp.sum(), hidden)
+    other = 1 / (1 + math.exp(15.4))
+    assert grad.item() == pytest.approx(other * (16.0 - 0.6), rel=1e-5)
+
+
 def test_no_rows() -> None:
     hidden, weight, _, targets = made()
     hidden = hidden[:0].requires_grad_()

@@ -14,7 +14,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -77,15 +77,23 @@ class LoraLinear(nn.Module):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.switch = switch
         self.adapters: dict[str, Adapter] = {}
+        self._stacks: dict[tuple[Any, ...], tuple[Any, list[Adapter], Tensor, Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """x [... in] -> [... out]"""
+        active = self.active()
+        if not active and self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        if self.is_plain(active):
+            a, b = self.stacked(active, x.dtype)
+            if not torch.is_grad_enabled():
+                return product(x, self.weight, self.bias, a, b)[0]
+            matrices = [matrix for adapter in active for matrix in (adapter.a, adapter.b)]
+            y: Tensor = _Product.apply(x, self, a, b, active, *matrices)  # type: ignore[no-untyped-call]
+            return y
         # the adapters are added in place, and what a packed layer returns may be a view
         y = F.linear(x, self.weight, self.bias) if self.packed is None else self.packed(x).clone()
-        for name in self.switch.active:
-            if name not in self.adapters:
-                continue
-            adapter = self.adapters[name]
+        for adapter in active:
             learns = adapter.a.requires_grad  # a frozen adapter under the trained one is part of the base
             side = F.dropout(x, self.switch.dropout) if self.switch.dropout and learns else x
             if adapter.magnitude is not None:
@@ -96,6 +104,107 @@ class LoraLinear(nn.Module):
                 continue
             y = _Side.apply(y, side, adapter.a, adapter.b, adapter)  # type: ignore[no-untyped-call]
         return y
+
+    def active(self) -> list[Adapter]:
+        """The adapters of this layer that are added now, in order."""
+        return [self.adapters[name] for name in self.switch.active if name in self.adapters]
+
+    def is_plain(self, active: list[Adapter]) -> bool:
+        """Are base and adapters products of the same x with nothing else to them, the base frozen?"""
+        learns = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        return (
+            self.packed is None
+            and not learns
+            and not self.switch.dropout
+            and all(adapter.magnitude is None for adapter in active)
+        )
+
+    def stacked(self, active: list[Adapter], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A `[R in]` and s B `[out R]` of the active adapters side by side, R the sum of their ranks, in the type of a product.
+
+        Made anew only after a matrix has changed (an optimizer step counts its version). The last few sets of adapters are kept: the
+        roles of a step take turns.
+        """
+        state = tuple(
+            part for x in active for part in (x.a._version, x.a.data_ptr(), x.b._version, x.b.data_ptr(), x.scale)
+        )
+        key = (dtype, *map(id, active))
+        found = self._stacks.get(key)
+        if found is None or found[0] != state:
+            with torch.no_grad():
+                a = torch.cat([adapter.a.detach().to(dtype) for adapter in active])
+                b = torch.cat([(adapter.b.detach() * adapter.scale).to(dtype) for adapter in active], dim=1)
+            found = (state, active, a, b)  # the adapters too: an id is theirs as long as they live
+            self._stacks[key] = found
+            if len(self._stacks) > STACKS:
+                self._stacks.pop(next(iter(self._stacks)))
+        return found[2:]
+
+
+STACKS = 4
+"""Sets of adapters whose casts a layer keeps: policy, reference, critic, reward."""
+
+
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """x W^T + bias + (x A^T) (s B)^T, and x A^T `[n R]`; without adapters the base's product alone."""
+    y = F.linear(x, weight, bias)
+    if a is None or b is None:
+        return y, None
+    low = F.linear(x, a).flatten(0, -2)
+    y.flatten(0, -2).addmm_(low, b.t())
+    return y, low
+
+
+def adapter_gradients(
+    active: Sequence[Adapter], wanted: Sequence[bool], x: Tensor, low: Tensor, grad: Tensor, pull: Tensor
+) -> list[Tensor | None]:
+    """Gradients of A and B of each adapter, None where `wanted` says so.
+
+    Args:
+        x `[n in]`, low = x A^T `[n R]`, grad `[n out]` of the product, pull = grad (s B) `[n R]`; R: all ranks side by side.
+    """
+    grads: list[Tensor | None] = []
+    start = 0
+    for i, adapter in enumerate(active):
+        part = slice(start, start + len(adapter.a))
+        grads.append((pull[:, part].t() @ x).to(torch.float32) if wanted[2 * i] else None)
+        # low^T grad, then transposed: oneDNN is half again slower at grad^T low
+        grads.append((low[:, part].t() @ grad).t().to(torch.float32).mul_(adapter.scale) if wanted[2 * i + 1] else None)
+        start = part.stop
+    return grads
+
+
+class _Product(torch.autograd.Function):
+    """Base and adapters as one product: in the backward pass the adapters' part of x's gradient is added into the base's, in place.
+
+    The frozen base gets no gradient, nor does a frozen adapter, which counts as part of it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, layer: LoraLinear, a: Tensor, b: Tensor, active: list[Adapter], *matrices: Tensor
+    ) -> Tensor:
+        y, low = product(x, layer.weight, layer.bias, a, b)
+        learns = any(ctx.needs_input_grad[5:])
+        ctx.save_for_backward(x if learns else None, low if learns else None, layer.weight, a, b)
+        ctx.active = active
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, weight, a, b = ctx.saved_tensors
+        flat = grad.flatten(0, -2)
+        pull = flat @ b
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (flat @ weight).addmm_(pull, a).view(*grad.shape[:-1], a.shape[1])
+        if x is None:
+            return grad_x, None, None, None, None, *[None] * (2 * len(ctx.active))
+        grads = adapter_gradients(ctx.active, ctx.needs_input_grad[5:], x.flatten(0, -2), low, flat, pull)
+        return grad_x, None, None, None, None, *grads
 
 
 class _Side(torch.autograd.Function):

@@ -124,15 +124,10 @@ class _LogprobsAndEntropy(torch.autograd.Function):
         unit = torch.empty_like(hidden) if learns and not head_learns else None
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            target = targets[rows].unsqueeze(-1)
-            z = _logits(hidden[rows], weight, bias, temperature)
-            log_norm = z.logsumexp(dim=-1, keepdim=True)
-            logp[rows] = (z.gather(-1, target) - log_norm).squeeze(-1)
-            p = torch.exp(z - log_norm)
-            entropy[rows] = log_norm.squeeze(-1) - torch.linalg.vecdot(p, z)
-            if unit is not None:
-                grad_z = p.neg_().scatter_add_(-1, target, torch.ones_like(log_norm))
-                unit[rows] = grad_z.div_(temperature).to(hidden.dtype) @ weight
+            found = _by_tiles(hidden[rows], weight, bias, targets[rows], temperature, wants_unit=unit is not None)
+            logp[rows], entropy[rows] = found[:2]
+            if unit is not None and found[2] is not None:
+                unit[rows] = found[2]
         ctx.save_for_backward(hidden, weight, bias, targets, unit)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logp, entropy
@@ -172,6 +167,65 @@ class _LogprobsAndEntropy(torch.autograd.Function):
             None if grad_bias is None else grad_bias.to(bias.dtype),
             *(None,) * 4,
         )
+
+
+TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
+"""Logits that exist at a time in the forward pass: on a CPU 2 MB, which its caches hold; on a GPU what keeps it busy."""
+
+
+def _by_tiles(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, *, wants_unit: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """logp, entropy and (d logp / d hidden) of c rows, the vocabulary in tiles with a running maximum (arXiv:2205.14135, section 3.1).
+
+    With m the maximum so far, every sum over tiles is kept relative to exp(m) and rescaled when m grows:
+
+        others = sum over j != target of exp(z_j - m)         sloped = sum over all j of exp(z_j - m) (z_j - m)
+        pull   = sum over j != target of exp(z_j - m) w_j
+        d logp / d h = ((1 - p_target) w_target - sum over j != target of p_j w_j) / T
+
+    The target stays out of the sums: 1 - p_target then loses no digits where the model is sure.
+    """
+    wide, c, v = _wide(hidden), len(hidden), len(weight)
+    width = max(1, min(v, TILE["cpu" if hidden.device.type == "cpu" else "cuda"] // max(1, c)))
+    top = hidden.new_full((c, 1), -torch.inf, dtype=wide)
+    others, sloped, z_target = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+    pull = hidden.new_zeros(c, hidden.shape[1], dtype=wide) if wants_unit else None
+    target = targets.unsqueeze(-1)
+    for start in range(0, v, width):
+        part = weight[start : start + width]
+        z = _logits(hidden, part, None if bias is None else bias[start : start + width], temperature)
+        place = (target - start).clamp(0, len(part) - 1)
+        here = (target >= start) & (target < start + len(part))
+        z_target = torch.where(here, z.gather(-1, place), z_target)
+        higher = torch.maximum(top, z.amax(dim=-1, keepdim=True))
+        # the first tile finds -inf, and nothing to rescale
+        shift = torch.where(top.isinf(), torch.zeros_like(top), top - higher)
+        shrink = shift.exp()
+        e = z.sub_(higher).exp()
+        # everything but the target's own term is relative to the old maximum until here
+        sloped = shrink * (sloped + shift * others) + torch.linalg.vecdot(e, z).unsqueeze(-1)
+        own = e.gather(-1, place)
+        e.scatter_(-1, place, torch.where(here, torch.zeros_like(own), own))
+        sloped = sloped - torch.where(here, own * z.gather(-1, place), torch.zeros_like(own))
+        others = shrink * others + e.sum(dim=-1, keepdim=True)
+        if pull is not None:
+            pull.mul_(shrink)
+            if pull.dtype == hidden.dtype:
+                pull.addmm_(e, part)
+            else:
+                pull.add_(e.to(hidden.dtype) @ part)
+        top = higher
+    relative = z_target - top
+    own = relative.exp()
+    total = others + own
+    log_norm = top + total.log()
+    entropy = total.log() - (sloped + own * relative) / total
+    unit = None
+    if pull is not None:
+        share = (others / total) * weight[targets].to(wide)
+        unit = share.sub_(pull.div_(total)).div_(temperature).to(hidden.dtype)
+    return (z_target - log_norm).squeeze(-1), entropy.squeeze(-1), unit
 
 
 def _grad_logits(z: Tensor, target: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from trimtab.data.tokenizer import load_tokenizer
 from trimtab.engine.generator import ForwardGenerator
 from trimtab.errors import ConfigError
 from trimtab.evals import EVALS
-from trimtab.models import lora
+from trimtab.models import block, lora
 from trimtab.models.folder import resolve_model
 from trimtab.models.forward import Layout, choose_layout
 from trimtab.models.heads import HeadRecord
@@ -207,6 +207,8 @@ def assemble(config: StageConfig) -> Session:
     record = defined.record
     noisy = config.stage in ("pt", "sft") and bool(config.neftune_noise_alpha)
     # the size of the noise is that of a row in its own sequence, as users of other trainers know it
+    for model in roles.models():
+        block.install(model)
     layout, why = choose_layout(roles.models(), "padded" if noisy else config.layout)
     say(f"layout {layout}: {why}")
     if noisy:

@@ -1,0 +1,127 @@
+"""Gated units and norms with a backward pass of their own: equal to the modules' in value and gradient, else left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trimtab.models import block, lora
+from trimtab.models.tiny import tiny_model
+
+pytestmark = pytest.mark.unit
+
+IDS = torch.tensor([[3, 5, 7, 4, 9, 8, 6], [8, 8, 2, 3, 1, 5, 9]])
+
+
+def with_adapters(family: str, targets: tuple[str, ...], *, rank: int = 3) -> tuple[Any, lora.Switch]:
+    """A tiny model with a frozen adapter below a trained one, neither of them zero."""
+    model: Any = tiny_model(family)
+    model.requires_grad_(False)
+    switch = lora.Switch(active=("below", "trained"))
+    layers = lora.inject(model, targets, switch)
+    for seed, name in enumerate(switch.active):
+        paths = [p for p in layers if targets == ("all",) or p.rsplit(".", 1)[-1] in targets]
+        lora.new_adapter(model, name, paths=paths, rank=rank + seed, alpha=5, rslora=False, seed=seed)
+        generator = torch.Generator().manual_seed(seed + 7)
+        for parameter in lora.parameters(model, name).values():
+            with torch.no_grad():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.requires_grad_(name == "trained")
+    return model, switch
+
+
+def gradients(model: Any, weight: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    for parameter in lora.parameters(model, "trained").values():
+        parameter.grad = None
+    hidden = model.get_decoder()(input_ids=IDS, use_cache=False).last_hidden_state
+    (hidden * weight).sum().backward()
+    found = {n: p.grad.clone() for n, p in lora.parameters(model, "trained").items() if p.grad is not None}
+    return found | {"": hidden.detach()}
+
+
+def compare(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    """Equal but for rounding, array by array: one part in a hundred thousand of its length."""
+    assert got.keys() == want.keys()
+    for name in want:
+        assert float((got[name] - want[name]).norm()) <= 1e-5 * float(want[name].norm()), name
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("targets", [("all",), ("q_proj", "up_proj"), ("down_proj",)])
+def test_values_and_gradients_are_those_of_the_modules(family: str, targets: tuple[str, ...]) -> None:
+    model, _ = with_adapters(family, targets)
+    weight = torch.randn(*IDS.shape, model.config.hidden_size, generator=torch.Generator().manual_seed(3))
+    want = gradients(model, weight)
+    layers = model.config.num_hidden_layers
+    norms = 4 if family == "qwen3" else 2
+    assert block.install(model) == layers * (1 + norms) + 1
+    assert block.install(model) == 0
+    got = gradients(model, weight)
+    assert want.keys() == got.keys() and len(want) > layers
+    compare(got, want)
+
+
+def test_what_has_more_to_it_goes_its_own_way() -> None:
+    """Dropout on adapters, and base weights that are trained."""
+    model, switch = with_adapters("llama", ("all",))
+    weight = torch.randn(*IDS.shape, model.config.hidden_size, generator=torch.Generator().manual_seed(3))
+    switch.dropout = 0.5
+    torch.manual_seed(1)
+    want = gradients(model, weight)
+    block.install(model)
+    torch.manual_seed(1)
+    got = gradients(model, weight)
+    compare(got, want)
+    switch.dropout = 0.0
+    layer = model.get_decoder().layers[0]
+    for parameter in (layer.mlp.up_proj.weight, layer.input_layernorm.weight):
+        parameter.requires_grad_(True)
+    gradients(model, weight)
+    assert layer.mlp.up_proj.weight.grad is not None and layer.input_layernorm.weight.grad is not None
+
+
+def test_a_module_of_the_name_that_computes_something_else_is_left_alone() -> None:
+    class GemmaRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(8))
+            self.variance_epsilon = 1e-6
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)
+
+    assert block.install(GemmaRMSNorm()) == 0
+
+
+def test_a_copy_computes_with_its_own_weights() -> None:
+    """The frozen copy of a trained model is a deep copy: its replaced forward must be bound to it."""
+    import copy
+
+    model: Any = tiny_model("llama")
+    model.requires_grad_(False)
+    block.install(model)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        hidden = twin.get_decoder()(input_ids=IDS, use_cache=False).last_hidden_state
+    assert float(hidden.abs().sum()) > 0
+
+
+def test_an_optimizer_step_is_seen_at_once() -> None:
+    """The stacked matrices are kept until a master changes: by any of torch's optimizers."""
+    for make in (
+        lambda p: torch.optim.AdamW(p, lr=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.1, foreach=False),
+        lambda p: torch.optim.SGD(p, lr=0.1, foreach=True),
+    ):
+        model, _ = with_adapters("llama", ("all",))
+        block.install(model)
+        weight = torch.randn(*IDS.shape, model.config.hidden_size, generator=torch.Generator().manual_seed(3))
+        before = gradients(model, weight)[""]
+        make(list(lora.parameters(model, "trained").values())).step()
+        assert not torch.equal(gradients(model, weight)[""], before)

@@ -1,0 +1,197 @@
+"""Parts of a transformer layer with a backward pass of their own: less memory and fewer passes over it, the same numbers.
+
+    y = down(silu(gate(x)) * up(x))            keeps x, gate(x) and up(x); the rest is one pass over them in the backward pass
+    y = w x / sqrt(mean(x^2) + eps)            keeps x and one number a token
+
+What autograd keeps of the first is five arrays of the wide size (both factors of the product, the product, and twice the input of silu's
+neighbours), of the second three. The gradients of x that come from the base and from the adapters, of gate and of up, are added up
+inside the products.
+
+A module is replaced only if it computes what is said above, which is tried on a few numbers; whatever else a layer does (dropout on
+adapters, packed weights, DoRA, trained base weights) goes the module's own way, call by call.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from trimtab.models.lora import Adapter, LoraLinear, adapter_gradients, product
+
+Part = tuple[Tensor, "Tensor | None", "Tensor | None", list[Adapter]]
+"""One linear layer: its weight, and A, s B and the adapters they come from."""
+
+
+def install(model: nn.Module) -> int:
+    """Give the gated units and norms of a model their own backward pass; returns how many modules were changed."""
+    changed = 0
+    for module in model.modules():
+        if "forward" in vars(module):
+            continue
+        forward: Any = None
+        if _is_gated(module):
+            forward = _gated
+        elif _is_norm(module):
+            forward = _normed
+        if forward is not None:
+            # a method bound to the module, so that a deep copy computes with its own weights
+            cast(Any, module).forward = MethodType(forward, module)
+            changed += 1
+    return changed
+
+
+def _close(want: Tensor, got: Tensor) -> bool:
+    """Equal but for rounding, on a few numbers?"""
+    tolerance = 1e-5 if want.dtype == torch.float32 else 2e-2
+    return bool((want.float() - got.float()).abs().max() <= tolerance * want.float().abs().max())
+
+
+def _numbers(weight: Tensor) -> Tensor:
+    width = weight.shape[-1]
+    return torch.linspace(-2, 2, 3 * width, device=weight.device).view(1, 3, width).cos().to(weight.dtype)
+
+
+# ----------------------------------------------------------------------------------------------------------- gated unit
+
+
+@torch.no_grad()
+def _is_gated(module: Any) -> bool:
+    parts: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if not all(isinstance(part, nn.Linear | LoraLinear) for part in parts):
+        return False
+    gate, up, down = parts
+    if any(part.bias is not None or not part.weight.is_floating_point() for part in parts):
+        return False
+    x = _numbers(gate.weight)
+    return _close(module(x), down(F.silu(gate(x)) * up(x)))
+
+
+def _gated(module: Any, x: Tensor) -> Tensor:
+    """The forward of a gated unit."""
+    gate, up, down = (_part(layer, x.dtype) for layer in (module.gate_proj, module.up_proj, module.down_proj))
+    if gate is None or up is None or down is None:
+        y: Tensor = type(module).forward(module, x)
+        return y
+    if not torch.is_grad_enabled():
+        g, u = product(x, gate[0], None, gate[1], gate[2])[0], product(x, up[0], None, up[1], up[2])[0]
+        return product(F.silu(g, inplace=True).mul_(u), down[0], None, down[1], down[2])[0]
+    matrices = [m for part in (gate, up, down) for adapter in part[3] for m in (adapter.a, adapter.b)]
+    y = _GatedUnit.apply(x, (gate, up, down), *matrices)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _part(layer: nn.Module, dtype: torch.dtype) -> Part | None:
+    """The matrices of a layer as it computes now; None if there is more to it than products."""
+    if isinstance(layer, LoraLinear):
+        active = layer.active()
+        if not layer.is_plain(active):
+            return None
+        return (layer.weight, *(layer.stacked(active, dtype) if active else (None, None)), active)
+    if type(layer) is not nn.Linear or layer.weight.requires_grad:
+        return None
+    return layer.weight, None, None, []
+
+
+class _GatedUnit(torch.autograd.Function):
+    """down(silu(gate(x)) * up(x)) with the adapters of all three."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, parts: tuple[Part, Part, Part], *matrices: Tensor) -> Tensor:
+        (wg, ag, bg, _), (wu, au, bu, _), (wd, ad, bd, _) = parts
+        g, low_g = product(x, wg, None, ag, bg)
+        u, low_u = product(x, wu, None, au, bu)
+        y, low_d = product(F.silu(g).mul_(u), wd, None, ad, bd)
+        ctx.save_for_backward(x, g, u, low_g, low_u, low_d)
+        ctx.parts = parts
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, g, u, low_g, low_u, low_d = ctx.saved_tensors
+        gate, up, down = ctx.parts
+        x, g, u = x.flatten(0, -2), g.flatten(0, -2), u.flatten(0, -2)
+        flat = grad.flatten(0, -2)
+        wanted = list(ctx.needs_input_grad[2:])
+
+        def take(active: list[Adapter]) -> list[bool]:
+            return [wanted.pop(0) for _ in range(2 * len(active))]
+
+        of_gate, of_up, of_down = take(gate[3]), take(up[3]), take(down[3])
+        act = F.silu(g)
+        grad_h, pull = _back(flat, down)
+        grads_down = adapter_gradients(down[3], of_down, act * u, low_d, flat, pull) if any(of_down) else _none(down)
+        grad_u = act.mul_(grad_h)
+        grad_g = torch.ops.aten.silu_backward(grad_h.mul_(u), g)
+        grad_x, pull = _back(grad_g, gate, needed=ctx.needs_input_grad[0])
+        grads_gate = adapter_gradients(gate[3], of_gate, x, low_g, grad_g, pull) if any(of_gate) else _none(gate)
+        grad_x, pull = _back(grad_u, up, onto=grad_x, needed=ctx.needs_input_grad[0])
+        grads_up = adapter_gradients(up[3], of_up, x, low_u, grad_u, pull) if any(of_up) else _none(up)
+        if grad_x is not None:
+            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        return grad_x, None, *grads_gate, *grads_up, *grads_down
+
+
+def _none(part: Part) -> list[Tensor | None]:
+    return [None] * (2 * len(part[3]))
+
+
+def _back(grad: Tensor, part: Part, onto: Tensor | None = None, needed: bool = True) -> tuple[Any, Any]:
+    """The gradient of a layer's input (added to `onto`), and grad (s B)."""
+    weight, a, b, _ = part
+    pull = grad @ b if b is not None else None
+    if not needed:
+        return None, pull
+    back = grad @ weight if onto is None else onto.addmm_(grad, weight)
+    if a is not None and pull is not None:
+        back.addmm_(pull, a)
+    return back, pull
+
+
+# ----------------------------------------------------------------------------------------------------------------- norm
+
+
+@torch.no_grad()
+def _is_norm(module: Any) -> bool:
+    weight = getattr(module, "weight", None)
+    if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, nn.Parameter) or weight.ndim != 1:
+        return False
+    if not hasattr(module, "variance_epsilon") or len(list(module.parameters())) != 1:
+        return False
+    x = _numbers(weight)
+    got: Tensor = _Norm.apply(x, weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+    return _close(module(x), got)
+
+
+def _normed(module: Any, x: Tensor) -> Tensor:
+    """The forward of a norm."""
+    if module.weight.requires_grad:
+        y: Tensor = type(module).forward(module, x)
+        return y
+    y = _Norm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Norm(torch.autograd.Function):
+    """w x / sqrt(mean(x^2) + eps), moments in float32, rounded to the type of x before w as transformers does (arXiv:1910.07467)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        r = torch.rsqrt(torch.linalg.vecdot(wide, wide).unsqueeze(-1).div_(x.shape[-1]).add_(eps))
+        ctx.save_for_backward(x, weight, r)
+        return (wide * r).to(x.dtype) * weight if x.dtype != torch.float32 else (wide * r).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, r = ctx.saved_tensors
+        wide, pull = x.float(), grad.float() * weight.float()
+        # d x_i: r (p_i - x_i r^2 mean(p x)), p = grad w
+        slope = torch.linalg.vecdot(pull, wide).unsqueeze(-1).mul_(r * r).div_(x.shape[-1])
+        return pull.addcmul_(wide, slope, value=-1).mul_(r).to(x.dtype), None, None
