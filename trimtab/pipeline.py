@@ -95,7 +95,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         if folder.opened == "finished":
             say(f"{config.output_dir} holds the finished run of this config; nothing to do")
             return folder
-        session = assemble(config)
+        session = assemble(config, earlier=folder.manifest() if folder.opened == "resumed" else None)
         for line in session.data.report.lines():
             say(line)
         online = config.stage == "ppo"
@@ -117,6 +117,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
             dtype=str(session.dtype).removeprefix("torch."),
             layout=session.layout,
             micro_batch_tokens=session.budget,
+            **_planned(session.planned),
             base=session.base,
             base_fingerprint=session.fingerprint,
             data={"train": len(session.data.train), "eval": len(session.data.eval)},
@@ -137,6 +138,21 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         folder.finish("finished")
         say(f"finished in {time.monotonic() - started:.0f} s: {folder.path}")
     return folder
+
+
+def _planned(plan: Any) -> dict[str, Any]:
+    """What the manifest keeps of the plan, to be read beside `measured`."""
+    return {
+        "gradient_checkpointing": plan.checkpointing,
+        "predicted": {
+            "phase_memory_bytes": plan.phases,
+            "update_memory_bytes": plan.updates,
+            "standing_memory_bytes": plan.standing,
+            "tokens_per_second": round(plan.tokens_per_second, 1),
+            "seconds_per_step": {name: round(value, 3) for name, value in plan.seconds.items()},
+            "flops_per_step": plan.flops,
+        },
+    }
 
 
 def _start_line(config: Any, session: Any, trainer: Any, total: int) -> str:

@@ -161,7 +161,10 @@ class StageConfig(BaseModel):
     double_quantization: bool = key("Model", True, "quantization_bit: 4: pack the scales of the blocks too")
     use_cpu: bool = key("Model", False, "stay on the CPU even where there is a GPU")
     gradient_checkpointing: bool | None = key(
-        "Model", None, "recompute activations in the backward pass: less memory, same gradients", stages=TRAINING
+        "Model",
+        None,
+        "recompute activations in the backward pass: less memory, same gradients; null: if they would not fit",
+        stages=TRAINING,
     )
 
     finetuning_type: Literal["lora", "full", "freeze"] = key(

@@ -176,7 +176,7 @@ def _standing(job: Job, shape: Shape, machine: Machine) -> dict[str, int]:
     if job.critic == "adapter":
         found["critic"] = adapter * (held + 8)
     if job.reward == "adapter":
-        found["reward"] = adapter * held
+        found["reward"] = adapter * held * max(1, job.judges)
     elif job.reward == "model":
         found["reward"] = shape.parameters * job.compute
     return found
@@ -262,7 +262,7 @@ def _flops(job: Job, shape: Shape, *, checkpointing: bool) -> dict[str, float]:
     if job.critic == "adapter":
         score += forward
     if job.reward:
-        score += forward
+        score += forward * max(1, job.judges)
     found["score"] = score
     critic = 4 * n * tokens + (2 * n * tokens if checkpointing else 0)
     found["update"] = job.updates * (learn + 2 * head + (critic if job.critic == "adapter" else 0))

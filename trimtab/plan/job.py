@@ -41,6 +41,8 @@ class Job:
     updates: passes over each row or completion.
     reference, critic, reward: the roles beside the policy: "" (none), "adapter" (on the base or its copy), "head", "model".
     frozen_copy: is there a frozen copy of the starting weights (full, freeze)?
+    judges: how many reward models.
+    share: of the weights that is trained.
     scored: does the stage read log-probabilities (the output head), or rewards?
     new: most tokens of an answer that the policy writes.
     """
@@ -64,6 +66,7 @@ class Job:
     new: int
     lengths: Lengths
     evaluates: bool
+    judges: int = 0
     share: float = 1.0
     max_steps: int = 0
     epochs: float = 1.0
@@ -114,11 +117,11 @@ def job_of(config: Any, lengths: Lengths, *, bfloat16: bool) -> Job:
     named = bool(getattr(config, "ref_model", None) or getattr(config, "ref_model_adapters", ()))
     critic = str(getattr(config, "critic", "")) if online else ""
     reward = ""
-    if online and getattr(config, "reward_model", None):
+    models = getattr(config, "reward_model", None) or ()
+    if online and models:
         reward = {"lora": "adapter", "full": "model", "api": ""}[config.reward_model_type]
     refers = _refers(config, online)
     reference = "" if not refers else "model" if getattr(config, "ref_model", None) else "adapter"
-    share = 1.0
     return Job(
         stage=config.stage,
         trained=config.finetuning_type,
@@ -134,12 +137,12 @@ def job_of(config: Any, lengths: Lengths, *, bfloat16: bool) -> Job:
         reference=reference,
         critic=critic,
         reward=reward,
+        judges=1 if isinstance(models, str) else len(models),
         frozen_copy=full and ((refers and not named) or critic == "adapter" or reward == "adapter"),
         scored=config.stage != "rm",
         new=config.answer_limit if online or config.eval_tasks else 0,
         lengths=lengths,
         evaluates=bool(config.do_eval or config.eval_strategy != "no" or config.eval_on_start),
-        share=share,
         max_steps=max(0, config.max_steps),
         epochs=float(config.num_train_epochs),
     )

@@ -26,6 +26,8 @@ from trimtab.rundir import PREDICT_RESULTS, PREDICTIONS, RunFolder
 from trimtab.serve.answer import Text, answer
 from trimtab.serve.model import find_served, load_served
 from trimtab.train.assemble import REWARD, Session, load_text_side
+from trimtab.train.budget import Budget
+from trimtab.train.memory import PeakMemory
 from trimtab.train.offline import score_tasks
 from trimtab.train.progress import bar, say
 from trimtab.types import Pair, Prompt, TokenRow
@@ -85,7 +87,8 @@ def serving_session(config: StageConfig, *, as_prompts: bool) -> Session:
         roles=served.roles,
         device=served.device,
         dtype=served.dtype,
-        budget=served.budget,
+        room=Budget(served.budget),
+        memory=PeakMemory(served.device),
         layout="padded",
         base=served.base,
         fingerprint=served.fingerprint,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from trimtab.models.roles import POLICY as POLICY
 from trimtab.models.roles import REFERENCE as REFERENCE
 from trimtab.models.roles import REWARD as REWARD
 from trimtab.models.roles import Roles
+from trimtab.plan import Estimate, Lengths, job_of, settle, shape_of
+from trimtab.plan.job import worst_case
 from trimtab.rewards import Reward, readout_tail
 from trimtab.rewards.api import ApiReward
 from trimtab.rewards.function import FunctionReward
@@ -33,13 +37,15 @@ from trimtab.rewards.length import LengthPenalty
 from trimtab.rewards.lookup import load_functions
 from trimtab.rewards.mixture import Mixture
 from trimtab.rewards.model import EnsembleReward, ModelReward
-from trimtab.train.device import default_micro_batch_tokens, pick_device, pick_dtype
+from trimtab.train.budget import Budget
+from trimtab.train.device import pick_device, pick_dtype, this_machine
+from trimtab.train.memory import PeakMemory
 from trimtab.train.progress import say
 from trimtab.train.weights import BASE_RECORD as BASE_RECORD
 from trimtab.train.weights import Parts, define_roles, member_roles
 from trimtab.train.weights import contained as contained
 from trimtab.train.weights import stack_adapters as stack_adapters
-from trimtab.types import Completion
+from trimtab.types import Completion, TokenRow
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,7 +53,8 @@ class Session:
     """What the loops share.
 
     Attributes:
-        budget: tokens of a micro-batch, padding counted.
+        room: tokens of a micro-batch, padding counted; fewer after out-of-memory. `budget` is their number now.
+        memory: peaks of memory by phase; planned: the plan of a training run.
         layout: how rows lie in memory in every forward pass (`models/forward.py`).
         base: the name written into adapters as their base.
         contains: hashes of the adapters that the trained policy was built on, for the record beside it.
@@ -64,7 +71,8 @@ class Session:
     roles: Roles
     device: torch.device
     dtype: torch.dtype
-    budget: int
+    room: Budget
+    memory: PeakMemory
     layout: Layout
     base: str
     fingerprint: dict[str, Any]
@@ -73,6 +81,15 @@ class Session:
     tail: tuple[int, ...] = ()
     fresh_critic: bool = False
     functions: tuple[FunctionReward, ...] = ()
+    planned: Estimate | None = None
+
+    @property
+    def budget(self) -> int:
+        return self.room.tokens
+
+    @budget.setter
+    def budget(self, tokens: int) -> None:
+        self.room.tokens = tokens
 
     def text(self, completion: Completion) -> str:
         """The completion as text, without its stop token."""
@@ -186,8 +203,13 @@ def _packing(config: Any, device: torch.device) -> Packing | None:
     return Packing(config.quantization_bit, config.quantization_type, config.double_quantization)
 
 
-def assemble(config: StageConfig) -> Session:
-    """Load data first (cheap, and most mistakes are there), then the model, then define the stage's roles."""
+def assemble(config: StageConfig, *, earlier: Mapping[str, Any] | None = None) -> Session:
+    """Load data first (cheap, and most mistakes are there), then the model, then define the stage's roles.
+
+    Args:
+        earlier: the manifest of the run that this one goes on with: it keeps the micro-batch and the checkpointing that were
+            decided then, since sums in another order differ in their last digits.
+    """
     for task in config.eval_tasks:
         EVALS.row(task, where=config.origin("eval_tasks"))
     functions = load_functions(
@@ -199,11 +221,16 @@ def assemble(config: StageConfig) -> Session:
     data = load_data(config, tokenizer, template)
     for function in functions:
         function.check([*data.train_examples, *data.eval_examples])
-    roles, _, _, device, dtype, base, fingerprint = load_parts(config, (tokenizer, template))
-    if config.full_determinism:
-        torch.use_deterministic_algorithms(True)
-    parts = Parts(tokenizer=tokenizer, template=template, device=device, dtype=dtype, fingerprint=fingerprint)
-    defined = define_roles(config, roles, parts)
+    planned = plan_run(config, data, earlier or {})
+    import transformers.models.auto.modeling_auto  # noqa: F401 - code is no part of what a run holds
+
+    memory = PeakMemory(pick_device(use_cpu=config.use_cpu))
+    with memory.phase("load"):
+        roles, _, _, device, dtype, base, fingerprint = load_parts(config, (tokenizer, template))
+        if config.full_determinism:
+            torch.use_deterministic_algorithms(True)
+        parts = Parts(tokenizer=tokenizer, template=template, device=device, dtype=dtype, fingerprint=fingerprint)
+        defined = define_roles(config, roles, parts)
     record = defined.record
     noisy = config.stage in ("pt", "sft") and bool(config.neftune_noise_alpha)
     # the size of the noise is that of a row in its own sequence, as users of other trainers know it
@@ -213,8 +240,10 @@ def assemble(config: StageConfig) -> Session:
     say(f"layout {layout}: {why}")
     if noisy:
         add_noise(roles.model, config.neftune_noise_alpha or 0.0)
-    if config.gradient_checkpointing:
+    if planned.checkpointing:
         checkpoint_layers(roles)
+        if config.gradient_checkpointing is None:
+            say("gradient_checkpointing: on, since the activations would not fit into the memory that is free")
     return Session(
         config=config,
         tokenizer=tokenizer,
@@ -223,7 +252,9 @@ def assemble(config: StageConfig) -> Session:
         roles=roles,
         device=device,
         dtype=dtype,
-        budget=config.micro_batch_tokens or default_micro_batch_tokens(device),
+        room=Budget(planned.budget),
+        memory=memory,
+        planned=planned,
         layout=layout,
         base=base,
         fingerprint=fingerprint,
@@ -232,6 +263,47 @@ def assemble(config: StageConfig) -> Session:
         fresh_critic=defined.fresh_critic,
         functions=functions,
         tail=readout_tail(template, tokenizer, record.readout) if record is not None else (),
+    )
+
+
+def plan_run(config: Any, data: StageData[Any], earlier: Mapping[str, Any]) -> Estimate:
+    """The plan of this run on this machine, with the rows as they are; what the file leaves open is decided here."""
+    device = pick_device(use_cpu=config.use_cpu)
+    dtype, _ = pick_dtype(config.compute_dtype, device)
+    lengths = _lengths(config, data)
+    job = job_of(config, lengths, bfloat16=dtype != torch.float32)
+    budget, recompute = config.micro_batch_tokens, config.gradient_checkpointing
+    if recompute is None:
+        recompute = earlier.get("gradient_checkpointing")
+    return settle(
+        job,
+        shape_of(resolve_model(config)),
+        this_machine(device),
+        checkpointing=recompute,
+        budget=budget or earlier.get("micro_batch_tokens"),
+    )
+
+
+def _lengths(config: Any, data: StageData[Any]) -> Lengths:
+    """Lengths of the rows of a run."""
+    rows = data.train
+    if not rows:  # a stream
+        return worst_case(config)
+    texts = [text for row in rows for text in getattr(row, "answers", (row,))]
+    prompts = [text.scored[0] if isinstance(text, TokenRow) else len(text.token_ids) for text in texts]
+    whole = [len(text.token_ids) for text in texts]
+    online = hasattr(config, "rollout_size")
+    written = mean(w - p for w, p in zip(whole, prompts, strict=True))
+    if online:
+        answers = [len(e.response.content) for e in data.train_examples if e.response is not None]
+        # bytes of the data's own answers, as many tokens as a policy that imitates them writes
+        written = min(config.answer_limit, mean(answers) / 3) if answers else config.answer_limit
+    return Lengths(
+        rows=len(data.packs or rows),
+        prompt=mean(prompts),
+        answer=written,
+        longest=max(whole),
+        source="the rows of this run",
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
-from dataclasses import dataclass, field
+from dataclasses import replace
+from math import inf
 from typing import Any
 
 import psutil
 import torch
 
 from trimtab.errors import ConfigError
+from trimtab.plan.estimate import MOST
+from trimtab.plan.machine import Machine, cards, machine
 
 
 def pick_device(*, use_cpu: bool = False) -> torch.device:
@@ -61,46 +63,21 @@ def pick_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
 
 
 def default_micro_batch_tokens(device: torch.device) -> int:
-    """Tokens of one forward and backward pass when the file does not say: enough to keep the matrix units busy."""
-    return 1024 if device.type != "cuda" else 8192
+    """Tokens of a forward pass where no plan was made (scoring, predictions): enough to keep the matrix units busy."""
+    return MOST["cuda" if device.type == "cuda" else "cpu"]
 
 
-@dataclass(slots=True)
-class PeakMemory:
-    """The most memory seen: allocated by torch on CUDA, else resident in this process, sampled five times a second."""
-
-    device: torch.device
-    peak: int = 0
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    def __enter__(self) -> PeakMemory:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        self.read()
-
-    def read(self) -> int:
-        """Peak so far, in bytes."""
-        now = (
-            torch.cuda.max_memory_allocated(self.device)
-            if self.device.type == "cuda"
-            else psutil.Process().memory_info().rss
-        )
-        self.peak = max(self.peak, now)
-        return self.peak
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.2):
-            self.read()
+def this_machine(device: torch.device) -> Machine:
+    """The machine of a plan: what is free on the device, and its rates (those of a GPU of its name, where that is known)."""
+    if device.type != "cuda":
+        return machine()
+    free, _ = torch.cuda.mem_get_info(device)
+    name = torch.cuda.get_device_name(device)
+    known = next(
+        (card for card in sorted(cards(), key=len, reverse=True) if card in name.lower().replace(" ", "-")), None
+    )
+    rates = machine(known) if known else Machine(name=name, kind="cuda", memory=0, rate=inf, rate32=inf, bandwidth=inf)
+    return replace(rates, name=name, memory=free)
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

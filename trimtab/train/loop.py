@@ -27,7 +27,7 @@ from trimtab.models.packaged import quiet_unless_watched
 from trimtab.models.roles import Roles
 from trimtab.rundir import FAILED_STEP, RunFolder, write_json
 from trimtab.train.assemble import BASE_RECORD, Session
-from trimtab.train.device import PeakMemory
+from trimtab.train.memory import PeakMemory
 from trimtab.train.optim import schedule, set_learning_rate
 from trimtab.train.progress import bar, say
 from trimtab.train.state import load_state, save_state
@@ -89,7 +89,7 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
     clock = _Clock()
     progress = _Progress(session, trainer, folder, total, clock)
     start = progress.resume()
-    with PeakMemory(session.device) as memory:
+    with session.memory.watch() as memory:
         if start == 0 and config.eval_on_start:
             progress.evaluate(0)
         if start and progress.due("eval", start) and progress.evaluated_at != start:
@@ -112,7 +112,8 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                     set_learning_rate(optimizer, trainer.learning_rates[role] * factor)
                 torch.manual_seed(config.seed * 1_000_003 + number)  # dropout; nothing else reads torch's generator
                 try:
-                    figures = trainer.step(number)
+                    with memory.phase("update"):
+                        figures = trainer.step(number)
                 except RewardError:
                     progress.keep(number)
                     raise
@@ -147,6 +148,17 @@ def _with_rows(
         why=error.why,
         remedy=f"{error.remedy}; the {len(rows)} rows of this step are in {file}",
         rows=error.rows,
+    )
+
+
+def _beside(session: Session, measured: Mapping[str, Any]) -> str:
+    """The peak of memory that was planned, and the one that was seen."""
+    found: Mapping[str, int] = measured["phase_memory_bytes"]
+    phase = max(found, key=lambda name: found[name])
+    assert session.planned is not None
+    return (
+        f"memory beyond the program itself: {found[phase] / 2**30:.2f} GiB at most, in phase {phase} "
+        f"(planned {session.planned.peak / 2**30:.2f})"
     )
 
 
@@ -219,7 +231,8 @@ class _Progress:
 
     def evaluate(self, step: int, *, rank: bool = True) -> None:
         """Evaluate, write the row, keep the best if these weights are a candidate."""
-        figures = self.trainer.evaluate(step)
+        with self.session.memory.phase("eval"):
+            figures = self.trainer.evaluate(step)
         self.evaluated_at = step
         if not figures:
             return
@@ -288,7 +301,7 @@ class _Progress:
         if self.saved_at == step:
             return
         best = self.folder.checkpoint_path(self.best_step) if self.best_step is not None else None
-        with self.folder.write_checkpoint(step) as path:
+        with self.session.memory.phase("save"), self.folder.write_checkpoint(step) as path:
             save_model(self.session, path)
             self._write_state(path)
             if not self.config.save_only_model:
@@ -314,6 +327,7 @@ class _Progress:
             "evaluations_since_best": self.evaluations_since_best,
             "losses": self.losses,
             "rows": self.folder.row_counts(),
+            "budget": self.session.budget,
             "trainer": self.trainer.state(),
         }
 
@@ -335,6 +349,7 @@ class _Progress:
         self.clock.before = state["seconds"]
         self.best, self.best_step = state["best"], state["best_step"]
         self.evaluations_since_best, self.losses = state["evaluations_since_best"], list(state["losses"])
+        self.session.budget = min(self.session.budget, state.get("budget", self.session.budget))
         self.trainer.restore(state["trainer"])
         same = path.resolve().parent == self.folder.path.resolve()
         evaluated = state["evaluated_at"] == step
@@ -379,6 +394,7 @@ class _Progress:
             "tokens": self.tokens,
             "tokens_per_second": round(self.tokens / max(seconds, 1e-9), 1),
             "peak_memory_bytes": memory.read(),
+            "phase_memory_bytes": memory.above(),
         }
         train_rows = [row for row in self.rows if row["kind"] == "train"]
         mean_loss = sum(row.get("loss", 0.0) for row in train_rows) / max(1, len(train_rows))
@@ -397,7 +413,8 @@ class _Progress:
                 "eval", {f"eval_{name.replace('/', '_')}": v for name, v in self.last_eval.items()}
             )
         self._write_state(None)
-        self.folder.update_manifest(measured=measured, steps=self.step)
+        self.folder.update_manifest(measured=measured, steps=self.step, micro_batch_tokens=session.budget)
+        say(_beside(session, measured))
         settings = {**dump_resolved(config), "compute_dtype": str(session.dtype).removeprefix("torch.")}
         for finding in diagnose.diagnose(self.rows, settings):
             say(str(finding))

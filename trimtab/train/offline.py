@@ -73,6 +73,7 @@ class OfflineTrainer:
         names = [row["row"] for row in self.current]
         how = Forward(
             budget=self.session.budget,
+            room=self.session.room,
             layout=self.session.layout,
             dropout=config.lora_dropout if self.algorithm.reads == "logprobs" else 0.0,
             mean_logp=bool(config.label_smoothing_factor),

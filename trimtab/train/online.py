@@ -110,7 +110,7 @@ class OnlineTrainer:
     def _update(self, collected: Collected, batch: RolloutBatch, number: int, temperature: float) -> Figures:
         """All epochs and minibatches over one rollout batch."""
         session, config, k = self.session, self.session.config, self.algorithm.group_size
-        how = Forward(budget=session.budget, layout=session.layout, temperature=temperature)
+        how = Forward(budget=session.budget, room=session.room, layout=session.layout, temperature=temperature)
         only_critic = number < self.warmup
         policy_sums, value_sums, norms = [], [], []
         first: Figures = {}

@@ -95,7 +95,7 @@ class PreferenceTrainer:
             rows,
             reduction_weights(real, self.algorithm.reduction),
             lambda scores, some: self.algorithm.loss(scores.policy, take(batch, some)),
-            Forward(budget=self.session.budget, layout=self.session.layout),
+            Forward(budget=self.session.budget, room=self.session.room, layout=self.session.layout),
             unit=unit,
             names=[str(self.session.data.train_examples[i].origin) for i in which],
         )

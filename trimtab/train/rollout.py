@@ -78,23 +78,28 @@ def score_role(
 ) -> dict[str, Tensor]:
     """Arrays `[b t]` of one role over all rows: logp and entropy, values, as asked for."""
     width = max(len(row.scored) for row in rows)
-    parts: dict[str, Tensor] = {}
-    for chunk in plan(rows, session.budget, layout=session.layout):
-        with torch.no_grad(), session.roles.enter(role) as spec:
-            scores = score_tokens(
-                session.roles.model,
-                [rows[i] for i in chunk],
-                layout=session.layout,
-                temperature=temperature,
-                lm_head=lm_head,
-                head=spec.head if value_head else None,
-                width=width,
-            )
-        for name in ("logp", "entropy", "values"):
-            found = getattr(scores, name)
-            if found is not None:
-                parts.setdefault(name, found.new_zeros(len(rows), width))[chunk] = found
-    return parts
+
+    def work(budget: int) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = {}
+        for chunk in plan(rows, budget, layout=session.layout):
+            with torch.no_grad(), session.roles.enter(role) as spec:
+                scores = score_tokens(
+                    session.roles.model,
+                    [rows[i] for i in chunk],
+                    layout=session.layout,
+                    temperature=temperature,
+                    lm_head=lm_head,
+                    head=spec.head if value_head else None,
+                    width=width,
+                )
+            for name in ("logp", "entropy", "values"):
+                found = getattr(scores, name)
+                if found is not None:
+                    parts.setdefault(name, found.new_zeros(len(rows), width))[chunk] = found
+        return parts
+
+    with session.memory.phase("score"):
+        return session.room.attempt(work)
 
 
 def collect(
@@ -114,7 +119,8 @@ def collect(
     clock = time.monotonic()
     generator = session.generator()
     generator.update(version)
-    completions = generator.generate(prompts, sampling, k=k)
+    with session.memory.phase("rollout"):
+        completions = generator.generate(prompts, sampling, k=k)
     sampled = time.monotonic()
     rollouts = reward_completions(session, reward, [p for p in prompts for _ in range(k)], completions)
     rewarded = time.monotonic()

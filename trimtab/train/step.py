@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trimtab.errors import NumericsError
 from trimtab.models.forward import Layout, TokenScores, plan, score_rows, score_tokens
 from trimtab.models.roles import Roles
+from trimtab.train.budget import Budget
 from trimtab.types import LossTerms, TokenRow
 
 
@@ -50,9 +51,10 @@ class Sums:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
     """How the rows of a step are computed: token budget, layout for rows of one prompt, temperature, dropout; for
-    label smoothing also the mean of log p over the vocabulary."""
+    label smoothing also the mean of log p over the vocabulary. `room`: the budget that shrinks when memory runs out."""
 
     budget: int
+    room: Budget | None = None
     layout: Layout = "padded"
     temperature: float = 1.0
     dropout: float = 0.0
@@ -84,28 +86,32 @@ def backward_tokens(
     Raises:
         NumericsError: a loss that is not finite; no optimizer step has been taken.
     """
-    sums = Sums()
-    width = weights.shape[1] if weights.ndim == 2 else max(len(row.scored) for row in rows)
-    for chunk in plan(rows, how.budget, layout=how.layout, unit=unit):
-        with roles.enter(role, dropout=how.dropout) as spec:
-            scores = score_tokens(
-                roles.model,
-                [rows[i] for i in chunk],
-                layout=how.layout,
-                temperature=how.temperature,
-                lm_head=lm_head,
-                head=spec.head if value_head else None,
-                width=width,
-                mean_logp=how.mean_logp,
-            )
-            terms = loss(scores, chunk)
-            entries, mask = chunk, scores.mask
-            if weights.ndim == 1:
-                entries, mask = [i // unit for i in chunk[::unit]], mask.any(-1).view(-1, unit).all(-1)
-            total = _total(terms.loss, weights[entries], mask, entries, names)
-            torch.autograd.backward(coefficient * total)
-        sums.add(terms, mask, total)
-    return sums
+
+    def work(budget: int) -> Sums:
+        sums = Sums()
+        width = weights.shape[1] if weights.ndim == 2 else max(len(row.scored) for row in rows)
+        for chunk in plan(rows, budget, layout=how.layout, unit=unit):
+            with roles.enter(role, dropout=how.dropout) as spec:
+                scores = score_tokens(
+                    roles.model,
+                    [rows[i] for i in chunk],
+                    layout=how.layout,
+                    temperature=how.temperature,
+                    lm_head=lm_head,
+                    head=spec.head if value_head else None,
+                    width=width,
+                    mean_logp=how.mean_logp,
+                )
+                terms = loss(scores, chunk)
+                entries, mask = chunk, scores.mask
+                if weights.ndim == 1:
+                    entries, mask = [i // unit for i in chunk[::unit]], mask.any(-1).view(-1, unit).all(-1)
+                total = _total(terms.loss, weights[entries], mask, entries, names)
+                torch.autograd.backward(coefficient * total)
+            sums.add(terms, mask, total)
+        return sums
+
+    return _within(roles, role, how, work)
 
 
 def backward_rows(
@@ -125,24 +131,43 @@ def backward_rows(
         sizes: how many consecutive rows make each entry.
         loss: of scores `[b k]`, k the largest size of the step, padded on the right with 0.
     """
-    sums = Sums()
-    owners = [entry for entry, size in enumerate(sizes) for _ in range(size)]
-    width = max(sizes)
-    for chunk in plan(rows, how.budget, layout=how.layout, unit=sizes):
-        entries = list(dict.fromkeys(owners[i] for i in chunk))
-        with roles.enter(role, dropout=how.dropout) as spec:
-            if spec.head is None:
-                raise RuntimeError(f"role {role!r} has no head")
-            scores = score_rows(roles.model, [rows[i] for i in chunk], spec.head, layout=how.layout)
-            ends = accumulate(sizes[entry] for entry in entries)
-            parts = [scores[end - sizes[entry] : end] for entry, end in zip(entries, ends, strict=True)]
-            own = [nn.functional.pad(part, (0, width - len(part))) for part in parts]
-            terms = loss(torch.stack(own), entries)
-            mask = torch.ones(len(entries), dtype=torch.bool, device=scores.device)
-            total = _total(terms.loss, weights[entries], mask, entries, names)
-            torch.autograd.backward(total)
-        sums.add(terms, mask, total)
-    return sums
+
+    def work(budget: int) -> Sums:
+        sums = Sums()
+        owners = [entry for entry, size in enumerate(sizes) for _ in range(size)]
+        width = max(sizes)
+        for chunk in plan(rows, budget, layout=how.layout, unit=sizes):
+            entries = list(dict.fromkeys(owners[i] for i in chunk))
+            with roles.enter(role, dropout=how.dropout) as spec:
+                if spec.head is None:
+                    raise RuntimeError(f"role {role!r} has no head")
+                scores = score_rows(roles.model, [rows[i] for i in chunk], spec.head, layout=how.layout)
+                ends = accumulate(sizes[entry] for entry in entries)
+                parts = [scores[end - sizes[entry] : end] for entry, end in zip(entries, ends, strict=True)]
+                own = [nn.functional.pad(part, (0, width - len(part))) for part in parts]
+                terms = loss(torch.stack(own), entries)
+                mask = torch.ones(len(entries), dtype=torch.bool, device=scores.device)
+                total = _total(terms.loss, weights[entries], mask, entries, names)
+                torch.autograd.backward(total)
+            sums.add(terms, mask, total)
+        return sums
+
+    return _within(roles, role, how, work)
+
+
+def _within(roles: Roles, role: str, how: Forward, work: Callable[[int], Sums]) -> Sums:
+    """All micro-batches of a pass; after out-of-memory all of them again, smaller, from the gradients that stood before.
+
+    A backward pass that breaks off has added to some gradients and not to others: none of it may stay.
+    """
+    parameters = list(roles.trainable(role).values())
+    before = [None if p.grad is None else p.grad.clone() for p in parameters]
+
+    def undo() -> None:
+        for parameter, grad in zip(parameters, before, strict=True):
+            parameter.grad = None if grad is None else grad.clone()
+
+    return (how.room or Budget(how.budget)).attempt(work, undo)
 
 
 def _total(loss: Tensor, weights: Tensor, mask: Tensor, rows: list[int], names: Sequence[str]) -> Tensor:
