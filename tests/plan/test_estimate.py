@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from trimtab.config import load
+from trimtab.models import block, lora
+from trimtab.models.forward import choose_layout, score_tokens
+from trimtab.models.tiny import tiny_model
+from trimtab.ops import logprobs
 from trimtab.plan import Job, Lengths, Machine, Shape, estimate, job_of, machine, settle
+from trimtab.plan.estimate import BUFFERS, TILE, layer_numbers
 from trimtab.plan.job import worst_case
 from trimtab.plan.shapes import TABLE
+from trimtab.types import TokenRow
 
 pytestmark = pytest.mark.unit
 
@@ -80,6 +89,38 @@ def test_standing_memory_by_hand() -> None:
     assert full["policy"] == parameters * 8 and full["frozen copy"] == parameters * 4
 
 
+def test_what_a_layer_keeps_is_what_autograd_keeps() -> None:
+    """Numbers per token and layer against the tensors that a real pass saves, the weights left out."""
+    model: Any = tiny_model("llama").requires_grad_(False)
+    switch = lora.Switch(active=("x",))
+    found = lora.inject(model, ["all"], switch)
+    lora.new_adapter(model, "x", paths=found, rank=3, alpha=6, rslora=False, seed=0)
+    block.install(model)
+    choose_layout([model])
+    row = TokenRow(token_ids=tuple(range(3, 43)), scored=(39,))
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(x: Tensor) -> Tensor:
+        if x.ndim > 1 and x.is_floating_point() and x.untyped_storage().data_ptr() not in own and x.numel() % 40 == 0:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // 4
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        score_tokens(model, [row], layout="shared")
+    config = model.config
+    shape = Shape(
+        name="tiny", layers=config.num_hidden_layers, hidden=config.hidden_size, heads=config.num_attention_heads,
+        key_heads=config.num_key_value_heads, head_size=config.head_dim, wide=config.intermediate_size, vocabulary=9, tied=True,
+    )  # fmt: skip
+    planned = shape.layers * layer_numbers(replace(JOB, rank=3), shape) * 40
+    assert sum(kept.values()) == pytest.approx(planned, rel=0.15)
+
+
+def test_the_tile_is_that_of_the_head() -> None:
+    assert TILE == logprobs.TILE
+
+
 def test_checkpointing_keeps_one_residual_a_layer() -> None:
     plain = estimate(JOB, SHAPE, BOX, checkpointing=False, budget=400)
     again = estimate(JOB, SHAPE, BOX, checkpointing=True, budget=400)
@@ -89,7 +130,7 @@ def test_checkpointing_keeps_one_residual_a_layer() -> None:
     # activations grow with the micro-batch, the rest does not
     twice = estimate(replace(JOB, rows=100, rollout=100), SHAPE, BOX, checkpointing=False, budget=800)
     once = estimate(replace(JOB, rows=100, rollout=100), SHAPE, BOX, checkpointing=False, budget=400)
-    standing = sum(once.standing.values()) + SHAPE.adapter(8) * 4
+    standing = sum(once.standing.values()) + BUFFERS["cpu"] + SHAPE.adapter(8) * 4
     assert twice.updates["critic"] - standing == pytest.approx(2 * (once.updates["critic"] - standing))
 
 

@@ -56,3 +56,25 @@ def test_the_manifest_has_predicted_beside_measured(run: Callable[..., Any], tmp
     assert measured["phase_memory_bytes"].keys() >= {"load", "update"}
     assert manifest["gradient_checkpointing"] is False
     assert manifest["micro_batch_tokens"] == 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_memory_is_flat_over_two_hundred_steps(
+    stage: str, run: Callable[..., Any], tmp_path: Path, rm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is resident after 200 steps is what was after 20, up to a few megabytes of records and of the allocator."""
+    from trimtab.train import loop
+
+    seen: dict[int, int] = {}
+    log = loop._Progress.log
+
+    def noted(self: Any, step: int, figures: Any) -> None:
+        log(self, step, figures)
+        if step % 20 == 0:
+            seen[step] = resident()
+
+    monkeypatch.setattr(loop._Progress, "log", noted)
+    more = {"reward_model": str(rm_folder), "ppo_epochs": 1, "ppo_buffer_size": 1} if stage == "ppo" else {}
+    run(stage, tmp_path / "run", max_steps=200, num_train_epochs=1000, save_strategy="no", **more)
+    assert seen[200] - seen[20] < 24 * MB, seen

@@ -86,6 +86,21 @@ def test_token_losses_and_gradients_do_not_depend_on_the_cut() -> None:
     same(taken(roles), gradient, scale=0.5)
 
 
+def test_a_head_alone_learns_without_a_backward_pass_of_the_layers() -> None:
+    """The head's gradient is the same, nothing else gets one, and nothing of the layers is kept for it."""
+    roles = trained()
+    tokens(roles, Forward(budget=25))
+    gradient = {name: grad for name, grad in taken(roles).items() if name.startswith("head/")}
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        tokens(roles, Forward(budget=25), trunk_learns=False)
+    found = taken(roles)
+    same(found, gradient)
+    assert len(gradient) == 2
+    scored = sum(len(one.scored) for one in ROWS)
+    assert sum(x.numel() for x in kept) < 10 * scored * 64  # the states under the head, 64 wide, and little else
+
+
 def test_the_loss_is_the_mean_over_tokens_of_the_whole_step() -> None:
     roles = trained()
     sums = tokens(roles, Forward(budget=25))

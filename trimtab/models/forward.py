@@ -248,6 +248,7 @@ def score_tokens(
     head: ValueHead | None = None,
     width: int | None = None,
     mean_logp: bool = False,
+    trunk_learns: bool = True,
 ) -> TokenScores:
     """Log-probability, entropy and value of every scored token, each from the hidden state *before* that token.
 
@@ -258,10 +259,12 @@ def score_tokens(
         head: compute `values` with this head.
         width: make the arrays this wide, t of a larger batch that these rows are part of.
         mean_logp: compute the mean of log p over the vocabulary too.
+        trunk_learns: False: gradients end at the head, and nothing of the layers is kept for a backward pass.
     """
     device = next(model.parameters()).device
     packed = pack(rows, layout, device, _heads(model))
-    states, owner, slot = _gather(_hidden(model, packed), packed, rows, shift=1)
+    with torch.set_grad_enabled(trunk_learns and torch.is_grad_enabled()):
+        states, owner, slot = _gather(_hidden(model, packed), packed, rows, shift=1)
     b, t = len(rows), width or max(len(row.scored) for row in rows)
 
     def spread(flat: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 Symbols: N parameters that a token is multiplied with, T tokens of a micro-batch, L layers, c bytes of a number in the products,
 d hidden size, q and k widths of queries and keys, f units between gate and down, v vocabulary.
 
-What a layer keeps for its backward pass, in numbers per token (LoRA; `models/block.py` computes what is not kept again):
+What a layer keeps for its backward pass, in numbers per token (LoRA; `models/block.py` computes the rest again):
 
     2 d                the residual stream before each norm
     2 d                the norms' outputs, which the adapters' gradients need
     2 q + 2 k          queries, keys, values and what attention gives
-    3 f                gate, up, and the product that goes into down
+    2 f                gate and up
 
 With gradient checkpointing it is d per layer, and one layer's share at a time.
 """
@@ -32,7 +32,18 @@ LEAST = {"cpu": 256, "cuda": 1024}
 """Tokens of a micro-batch below which a pass is mostly overhead; recomputing activations is the better bargain."""
 
 MOST = {"cpu": 1024, "cuda": 8192}
-"""Tokens of a micro-batch beyond which the products get no faster."""
+"""Tokens of a micro-batch beyond which the products get no faster; half as many fill a GPU from a width of `WIDE` on."""
+
+WIDE = 2048
+
+TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
+"""Logits that the output head has in memory at a time (`ops/logprobs.py`, which this floor cannot import: a test compares them)."""
+
+HELD = {"cpu": 1.3, "cuda": 1.05}
+"""What the allocator holds for each byte of activations: measured on a CPU at 256 to 1024 tokens a pass (docs/memory.md)."""
+
+BUFFERS = {"cpu": 110 * 2**20, "cuda": 0}
+"""Buffers of the math library and code that is loaded on first use, measured as the part that no number of tokens explains."""
 
 KEPT_FREE = 0.08
 """Share of the memory that a plan leaves alone: allocators round up, and lengths vary."""
@@ -76,7 +87,8 @@ def settle(
     kind = machine.kind
     room = machine.memory * (1 - KEPT_FREE)
     least = max(job.longest * (2 if job.rows_of_an_entry == 2 else 1), LEAST[kind])
-    sizes = [budget] if budget else [MOST[kind]]
+    most = MOST[kind] // 2 if kind == "cuda" and shape.hidden >= WIDE else MOST[kind]
+    sizes = [budget] if budget else [most]
     while not budget and sizes[-1] // 2 >= least:
         sizes.append(sizes[-1] // 2)
     recomputing = [checkpointing] if checkpointing is not None else [False, True]
@@ -93,20 +105,24 @@ def settle(
 def estimate(job: Job, shape: Shape, machine: Machine, *, checkpointing: bool, budget: int) -> Estimate:
     """Memory and time at the given micro-batch."""
     standing = _standing(job, shape, machine)
-    base = sum(standing.values())
+    base = sum(standing.values()) + BUFFERS[machine.kind]
     tokens = max(min(budget, round(job.step_tokens)), job.longest)
-    phases = {"load": base + _loading(job, shape, machine)}
+    phases = {"load": sum(standing.values()) + _loading(job, shape)}
     updates = {
-        role: base + _learning(job, shape, role) + _saved(job, shape, role, tokens, checkpointing=checkpointing)
+        role: base
+        + _learning(job, shape, role)
+        + round(HELD[machine.kind] * _saved(job, shape, role, tokens, checkpointing=checkpointing, kind=machine.kind))
         for role in _learners(job)
     }
     if job.online:
         phases["rollout"] = base + _decoding(job, shape, machine)
-        phases["score"] = base + _passing(job, shape, tokens, head=True)
+        phases["score"] = base + _passing(job, shape, tokens, _head(job, shape, machine.kind))
     phases["update"] = max(updates.values())
     if job.evaluates:
         decoding = _decoding(job, shape, machine) if job.new else 0
-        phases["eval"] = base + max(decoding, _passing(job, shape, tokens, head=job.scored))
+        phases["eval"] = base + max(
+            decoding, _passing(job, shape, tokens, _head(job, shape, machine.kind) if job.scored else 0)
+        )
     phases["save"] = base + _trained(job, shape) * (4 if job.trained == "lora" else job.compute)
     flops = _flops(job, shape, checkpointing=checkpointing)
     seconds = _seconds(job, shape, machine, flops)
@@ -182,9 +198,9 @@ def _standing(job: Job, shape: Shape, machine: Machine) -> dict[str, int]:
     return found
 
 
-def _loading(job: Job, shape: Shape, machine: Machine) -> int:
-    """While weights are read: the largest tensor once more, as it is on disk."""
-    return shape.head * max(shape.stored, job.compute)
+def _loading(job: Job, shape: Shape) -> int:
+    """While weights are read in another type than they are stored in: the largest tensor once more."""
+    return shape.head * shape.stored if shape.stored != job.compute or job.bits else 0
 
 
 def _learning(job: Job, shape: Shape, role: str) -> int:
@@ -197,32 +213,29 @@ def _learning(job: Job, shape: Shape, role: str) -> int:
 def layer_numbers(job: Job, shape: Shape) -> int:
     """Numbers that a layer keeps for each token until its backward pass."""
     d, q, k, f = shape.hidden, shape.queries, shape.keys, shape.wide
-    return 4 * d + 2 * q + 2 * k + KEPT_WIDE * f + 8 * job.rank
+    return 4 * d + 2 * q + 2 * k + 2 * f + 8 * job.rank
 
 
-KEPT_WIDE = 4
-"""Arrays of f numbers that a layer keeps: gate, its activation, up, and their product."""
-
-
-def _saved(job: Job, shape: Shape, role: str, tokens: int, *, checkpointing: bool) -> int:
+def _saved(job: Job, shape: Shape, role: str, tokens: int, *, checkpointing: bool, kind: str) -> int:
     """Activations of a micro-batch until its backward pass, and what the backward pass itself needs."""
     c, layer = job.compute, layer_numbers(job, shape)
     kept = shape.layers * (shape.hidden if checkpointing else layer) * tokens * c
-    at_work = (layer if checkpointing else 0) * tokens * c + 3 * max(shape.wide, shape.queries) * tokens * c
+    unpacked = shape.hidden * shape.wide * c if job.bits else 0  # one packed weight at a time
+    at_work = unpacked + (layer if checkpointing else 0) * tokens * c + 3 * max(shape.wide, shape.queries) * tokens * c
     if role == "policy" and job.scored:
-        at_work = max(at_work, _head(job, shape))
+        at_work = max(at_work, _head(job, shape, kind))
     return kept + at_work
 
 
-def _head(job: Job, shape: Shape) -> int:
-    """Logits of a chunk: in the compute type and wide, the probabilities, and one copy of them on the way."""
-    return CHUNK * shape.vocabulary * (12 + (job.compute if job.compute < 4 else 0))
+def _head(job: Job, shape: Shape, kind: str) -> int:
+    """A tile of logits: in the compute type and wide, and the exponentials."""
+    return min(TILE[kind], CHUNK * shape.vocabulary) * (8 + job.compute)
 
 
-def _passing(job: Job, shape: Shape, tokens: int, *, head: bool) -> int:
-    """A pass without gradients: one layer at a time."""
+def _passing(job: Job, shape: Shape, tokens: int, head: int) -> int:
+    """A pass without gradients: one layer at a time, then the output head."""
     d, q, k, f = shape.hidden, shape.queries, shape.keys, shape.wide
-    return max((3 * d + 2 * q + 2 * k + 3 * f) * tokens * job.compute, _head(job, shape) if head else 0)
+    return max((3 * d + 2 * q + 2 * k + 3 * f) * tokens * job.compute, head)
 
 
 def _decoding(job: Job, shape: Shape, machine: Machine) -> int:
@@ -231,7 +244,7 @@ def _decoding(job: Job, shape: Shape, machine: Machine) -> int:
     rows = min(SLOTS, max(1, prompts))
     columns = job.lengths.longest + job.new
     cache = 2 * shape.layers * shape.keys * job.compute * rows * columns
-    return cache + max(_passing(job, shape, rows // max(1, job.group) * job.lengths.longest, head=False),
+    return cache + max(_passing(job, shape, rows // max(1, job.group) * job.lengths.longest, 0),
                        rows * shape.vocabulary * 16)  # fmt: skip
 
 

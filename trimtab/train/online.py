@@ -250,8 +250,8 @@ class _Minibatch:
         def loss(scores: TokenScores, which: list[int]) -> LossTerms:
             part = take(self.batch, which)
             terms = algorithm.policy_loss(scores.policy, part)
-            if only_critic:
-                terms = LossTerms(loss=terms.loss * 0, means=terms.means, maxima=terms.maxima)
+            if only_critic:  # measured, not learnt: no gradient reaches the layers
+                terms = LossTerms(loss=torch.zeros_like(terms.loss), means=terms.means, maxima=terms.maxima)
             if not on_policy:
                 return terms
             assert scores.values is not None
@@ -270,6 +270,7 @@ class _Minibatch:
             loss,
             self.how,
             value_head=on_policy,
+            trunk_learns=not only_critic,
             names=self.names,
         )
 

@@ -71,6 +71,7 @@ def backward_tokens(
     *,
     lm_head: bool = True,
     value_head: bool = False,
+    trunk_learns: bool = True,
     coefficient: float = 1.0,
     unit: int = 1,
     names: Sequence[str] = (),
@@ -79,7 +80,8 @@ def backward_tokens(
 
     Args:
         rows: the whole optimizer batch; weights `[b t]` over it, or `[b / unit]` for a loss on whole answers.
-        loss: unreduced loss of some rows (their scores padded to t, their numbers).
+        loss: unreduced loss of some rows (their scores padded to t, their numbers); one without a gradient is only measured.
+        trunk_learns: False: only the head's parameters get a gradient, and the layers' backward pass does not run.
         unit: rows that one entry of a loss on whole answers is made of (2 for pairs): consecutive, never separated.
         names: what to call each row (each entry) when its loss is not finite.
 
@@ -101,13 +103,15 @@ def backward_tokens(
                     head=spec.head if value_head else None,
                     width=width,
                     mean_logp=how.mean_logp,
+                    trunk_learns=trunk_learns,
                 )
                 terms = loss(scores, chunk)
                 entries, mask = chunk, scores.mask
                 if weights.ndim == 1:
                     entries, mask = [i // unit for i in chunk[::unit]], mask.any(-1).view(-1, unit).all(-1)
                 total = _total(terms.loss, weights[entries], mask, entries, names)
-                torch.autograd.backward(coefficient * total)
+                if trunk_learns or total.requires_grad:
+                    torch.autograd.backward(coefficient * total)
             sums.add(terms, mask, total)
         return sums
 
