@@ -11,6 +11,7 @@ from typing import Any
 
 from trimtab import __version__
 from trimtab.config import StageConfig, dump_resolved, load
+from trimtab.config.stages import ONLINE
 from trimtab.data.loader import PAIRED
 from trimtab.errors import ConfigError, RunError, typed
 from trimtab.rundir import RunFolder, changed_keys, check_checkpoint
@@ -98,7 +99,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         session = assemble(config, earlier=folder.manifest() if folder.opened == "resumed" else None)
         for line in session.data.report.lines():
             say(line)
-        online = config.stage == "ppo"
+        online = config.stage in ONLINE
         offline: Any = PreferenceTrainer if config.stage in PREFERENCE_STAGES else OfflineTrainer
         trainer: Any = OnlineTrainer(session, folder) if online else offline(session)
         total = total_steps(config, trainer.steps_per_epoch)
@@ -159,9 +160,9 @@ def _start_line(config: Any, session: Any, trainer: Any, total: int) -> str:
     """What one step is, in numbers."""
     n = len(session.data.train)
     judged = {"listwise": "rankings", "pointwise": "scored answers"}.get(config.rm_loss if config.stage == "rm" else "")
-    what = judged or "pairs" if config.stage in PAIRED else "prompts" if config.stage == "ppo" else "rows"
+    what = judged or "pairs" if config.stage in PAIRED else "prompts" if config.stage in ONLINE else "rows"
     line = f"{config.stage}: {'streamed' if session.data.stream else n} {what}, "
-    if config.stage == "ppo":
+    if config.stage in ONLINE:
         k = trainer.algorithm.group_size
         prompts, minibatch = min(config.rollout_size, n), min(config.batch_size, n)  # a small set is one partial batch
         updates = trainer.algorithm.epochs * -(-prompts // minibatch)

@@ -267,6 +267,7 @@ class RolloutBatch:
         score: the reward of each completion, shaped (penalty, clip, normalisation).
         group: completions of one prompt share a number.
         finished: the completion ended by itself.
+        greedy: the score of the greedy answer to each completion's prompt; None unless the algorithm asks for it.
         kl_coef: beta, now.
         score_std: running standard deviation of the raw scores, the unit of `clip_range_value`.
         stats: figures that `credit` wants logged.
@@ -282,6 +283,7 @@ class RolloutBatch:
     values: Float[Tensor, "b t"] | None = None
     advantages: Float[Tensor, "b t"] | None = None
     returns: Float[Tensor, "b t"] | None = None
+    greedy: Float[Tensor, " b"] | None = None
     score_std: float = 1.0
     stats: Mapping[str, float] = field(default_factory=dict)
 

@@ -40,17 +40,38 @@ ALGORITHMS = Registry(
             name="simpo", target="trimtab.algos.simpo:SimPo", help="simple preference optimisation: pairs, no reference"
         ),
         Row(name="ppo", target="trimtab.algos.ppo:Ppo", help="proximal policy optimisation: a reward, with a critic"),
+        Row(
+            name="rloo",
+            target="trimtab.algos.rloo:Rloo",
+            help="REINFORCE, each answer against the others to its prompt (leave one out)",
+        ),
+        Row(
+            name="grpo",
+            target="trimtab.algos.grpo:Grpo",
+            help="group-relative policy optimisation, with Dr.GRPO, DAPO, GSPO and CISPO as presets",
+        ),
+        Row(
+            name="reinforce_pp",
+            target="trimtab.algos.reinforce_pp:ReinforcePp",
+            help="REINFORCE++: PPO's reward and clip, no critic, advantages normalised over the batch",
+        ),
+        Row(
+            name="remax",
+            target="trimtab.algos.remax:Remax",
+            help="REINFORCE against the policy's own greedy answer",
+        ),
     ],
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which models besides the policy an algorithm wants beside it."""
+    """Which models besides the policy an algorithm wants beside it; `greedy`: the greedy answer's score of every prompt."""
 
     reference: bool
     critic: bool
     reward: bool
+    greedy: bool = False
 
 
 class Online(Protocol):
@@ -87,7 +108,7 @@ class Online(Protocol):
         ...
 
     def value_loss(self, values: Float[Tensor, "b t"], batch: RolloutBatch) -> LossTerms:
-        """The same for the critic; only where `needs.critic`."""
+        """The same for the critic; only where `needs.critic` (others have no such method)."""
         ...
 
     def next_kl_coef(self, kl_coef: float, kl: float, n: int) -> float:

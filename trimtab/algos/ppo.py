@@ -39,23 +39,11 @@ from torch import Tensor
 
 from trimtab.algos import Needs
 from trimtab.ops.advantages import gae, shaped_rewards
-from trimtab.ops.kl import Estimator, adapt_kl_coef, estimate, k1, k3
-from trimtab.ops.losses import ppo_policy_loss, value_loss
+from trimtab.ops.kl import CONVERGES_TO, Estimator, Placement, adapt_kl_coef, estimate, k1, k3
+from trimtab.ops.losses import dual_clip, ppo_policy_loss, value_loss
 from trimtab.ops.masked import Reduce, alone, masked_mean, masked_sum, masked_var, whiten, zero_padding
 from trimtab.ops.stats import explained_variance
 from trimtab.types import LossTerms, RolloutBatch, Scores
-
-Placement = Literal["reward", "loss"]
-
-CONVERGES_TO: dict[tuple[Placement, Estimator], str] = {
-    ("reward", "k1"): "pi* proportional to pi_ref exp(reward / beta)",
-    ("reward", "k2"): "a wrong distribution, not pi_ref exp(reward / beta): k2 is biased as a value",
-    ("reward", "k3"): "a wrong distribution, not pi_ref exp(reward / beta): the gradient of k3 itself is lost",
-    ("loss", "k1"): "the argmax of the reward: the expected gradient of k1 is 0, so nothing holds the policy",
-    ("loss", "k2"): "pi_ref exp(reward / beta) for one-step problems, and is myopic for sequences",
-    ("loss", "k3"): "the forward-KL optimum: another distribution than pi_ref exp(reward / beta)",
-}
-"""What a run drifts to, by where the KL penalty is put and how it is estimated (docs/algorithms/ppo.md, detail 4)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +59,7 @@ class Ppo:
         kl_placement, kl_estimator: where the KL penalty is put, and which estimate of it.
         gamma, gae_lambda: of GAE.
         clip_low, clip_high: a ratio outside [1 - low, 1 + high] is clipped.
+        dual_clip: c, the bound on the loss of tokens with a negative advantage; None = off.
         clip_range_value: eps_v in units of the running standard deviation of the scores; None = off.
         vf_coef, entropy_coef: weights of the critic's loss and of the entropy bonus.
         whiten_advantages: advantages to mean 0 and std 1, over the tokens of the rollout batch.
@@ -93,6 +82,7 @@ class Ppo:
     gae_lambda: float = 0.95
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = None
     clip_range_value: float | None = 0.2
     vf_coef: float = 0.1
     entropy_coef: float = 0.0
@@ -115,6 +105,7 @@ class Ppo:
             gae_lambda=config.gae_lambda,
             clip_low=config.clip_range if low is None else low,
             clip_high=config.clip_range if high is None else high,
+            dual_clip=config.dual_clip,
             clip_range_value=config.clip_range_value,
             vf_coef=config.vf_coef,
             entropy_coef=config.entropy_coef,
@@ -162,6 +153,9 @@ class Ppo:
         assert batch.advantages is not None, "credit comes before the loss"
         logp, logp_old = zero_padding(scores.logp, batch.mask), zero_padding(batch.logp_old, batch.mask)
         surrogate, clipped = ppo_policy_loss(logp, logp_old, batch.advantages, self.clip_low, self.clip_high)
+        if self.dual_clip is not None:
+            surrogate, held = dual_clip(surrogate, batch.advantages, self.dual_clip)
+            clipped = clipped | held
         loss = surrogate
         if self.kl_placement == "loss":
             assert batch.logp_ref is not None, "PPO needs the reference's log-probabilities"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from trimtab.config.explain import ExplainRow, dump_resolved, explain
 from trimtab.config.resolve import load
-from trimtab.config.stages import InferConfig, PpoConfig, PtConfig, RmConfig, SftConfig, StageConfig
+from trimtab.config.stages import InferConfig, OnlineConfig, PpoConfig, PtConfig, RmConfig, SftConfig, StageConfig
 
 __all__ = [
     "ExplainRow",
     "InferConfig",
+    "OnlineConfig",
     "PpoConfig",
     "PtConfig",
     "RmConfig",

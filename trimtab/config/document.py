@@ -67,7 +67,14 @@ def _of(state: str) -> list[Key]:
 
 
 def _default(key: Key) -> Any:
-    return {"lora_alpha": "2 x lora_rank", "kl_coef": "0.05 (0.2 with kl_target)"}.get(key.name, key.default)
+    return {
+        "lora_alpha": "2 x lora_rank",
+        "kl_coef": "0.05 (0.2 with kl_target; grpo 0.04)",
+        "ppo_epochs": "4 (1 without a critic)",
+        "group_size": "1 (rloo 4, grpo 8)",
+        "kl_placement": "reward (grpo: loss)",
+        "kl_estimator": "k1 (grpo: k3)",
+    }.get(key.name, key.default)
 
 
 def _value(value: Any) -> str:

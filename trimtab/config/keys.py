@@ -319,11 +319,14 @@ REMOVED = {
 SECRETS = {"hub_token", "om_hub_token", "swanlab_api_key", "swanlab_lark_secret", "swanlab_lark_webhook_url"}
 
 # Values of keys that are acted on, refused with more to say than "not in the list": (key, value) -> (why, instead).
-_LATER = f"this version has the stages {', '.join(STAGES[:-1])} and {STAGES[-1]}"
 REFUSED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
     **{
-        ("stage", name): (_LATER, "stage: ppo")
-        for name in ("rloo", "grpo", "reinforce_plus_plus", "remax", "gspo", "dapo")
+        ("stage", name): ("it is a variant of stage grpo", f"stage: grpo with preset: {name}")
+        for name in ("dr_grpo", "dapo", "gspo", "cispo")
+    },
+    **{
+        ("stage", name): ("it has another name here", "stage: reinforce_pp")
+        for name in ("reinforce_plus_plus", "reinforce++")
     },
     ("finetuning_type", "oft"): ("orthogonal fine-tuning is not supported", _LORA),
     **{

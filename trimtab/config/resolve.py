@@ -20,9 +20,11 @@ from trimtab.config.stages import (
     PAIR_LOSSES,
     STAGES,
     DpoConfig,
+    GroupConfig,
+    GrpoConfig,
     Integer,
     KtoConfig,
-    PpoConfig,
+    OnlineConfig,
     PreferenceConfig,
     Real,
     RmConfig,
@@ -533,11 +535,53 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
             )  # fmt: skip
     if isinstance(config, KtoConfig) and config.do_train and config.kto_chosen_weight + config.kto_rejected_weight == 0:
         wrong("kto_chosen_weight", "0, and kto_rejected_weight too", "nothing would be learnt", "set one of them to 1")
-    if isinstance(config, PpoConfig):
+    if isinstance(config, GroupConfig) and config.do_train:
+        if config.group_size < 2 and (config.baseline != "none" or config.advantage_norm == "group"):
+            wrong(
+                "group_size", f"{config.group_size} with baseline: {config.baseline}, advantage_norm: {config.advantage_norm}",
+                "an answer alone is its own mean: every advantage would be 0", "4 or more; or baseline: none and "
+                "advantage_norm: batch",
+            )  # fmt: skip
+        if config.ratio_level != "token":
+            for key in ("loss_reduction", "dual_clip"):
+                if config.written(key) and key == "loss_reduction":
+                    wrong(
+                        key, f"{config.loss_reduction} with ratio_level: {config.ratio_level}", "there is one loss per answer: its "
+                        "mean is over answers", "delete it, or ratio_level: token",
+                    )  # fmt: skip
+        if isinstance(config, GrpoConfig) and config.policy_objective == "cispo" and config.ratio_level != "token":
+            wrong(
+                "ratio_level", f"{config.ratio_level} with policy_objective: cispo", "its weights are those of tokens",
+                "ratio_level: token",
+            )  # fmt: skip
+    if isinstance(config, OnlineConfig):
+        if config.ref_update_every and config.do_train:
+            if config.finetuning_type != "lora":
+                wrong(
+                    "ref_update_every", f"{config.ref_update_every} with finetuning_type: {config.finetuning_type}",
+                    "the frozen copy that is the reference also carries the reward's and the critic's adapters, which were trained "
+                    "on it as it is", "finetuning_type: lora, or delete it",
+                )  # fmt: skip
+            if config.ref_model or config.ref_model_adapters:
+                wrong(
+                    "ref_update_every", "beside a reference that the file names", "that one is a model of its own and is never changed",
+                    "delete one of the two",
+                )  # fmt: skip
+            if config.use_dora or config.additional_target:
+                wrong(
+                    "ref_update_every", "with use_dora or additional_target", "the reference is refreshed by copying low-rank factors",
+                    "delete one of the two",
+                )  # fmt: skip
+        if config.overlong_buffer and config.do_train and config.overlong_buffer >= config.answer_limit:
+            wrong(
+                "overlong_buffer", f"{config.overlong_buffer}, with answers of at most {config.answer_limit} tokens",
+                "every answer would be penalised", "a fifth of max_new_tokens",
+            )  # fmt: skip
         if not config.reward_model and not config.reward_funcs:
             missing(
-                "reward_model", "FOLDER (output_dir of a run with stage rm), or reward_funcs: FILE.py:NAME", "stage ppo"
-            )
+                "reward_model", "FOLDER (output_dir of a run with stage rm), or reward_funcs: FILE.py:NAME",
+                f"stage {config.stage}",
+            )  # fmt: skip
         sources = bool(config.reward_model) + len(config.reward_funcs)
         if config.reward_weights and len(config.reward_weights) != sources:
             named = [*(["the reward model"] if config.reward_model else []), *map(str, config.reward_funcs)]
@@ -647,14 +691,14 @@ def _differences(config: StageConfig) -> list[str]:
             lines.append(f"simpo_gamma: not read by pref_loss {config.pref_loss}")
         if config.pref_loss == "exo" and config.dpo_label_smoothing == 0:
             lines.append("dpo_label_smoothing: 0.001 in pref_loss exo, where 0 would make the loss infinite")
-    if isinstance(config, PpoConfig):
+    if isinstance(config, OnlineConfig):
         filters = [k for k in ("do_sample", "top_k", "top_p", "repetition_penalty") if getattr(config, k) is not None]
         if filters:
             lines.append(
                 f"{', '.join(filters)}: applied in chat, predict and sampled evaluation; rollouts use the temperature "
                 f"alone ({config.rollout_temperature:g}), so that the KL to the reference is that of the policy itself"
             )
-    refers = isinstance(config, PpoConfig | KtoConfig) or (
+    refers = isinstance(config, OnlineConfig | KtoConfig) or (
         isinstance(config, DpoConfig) and config.pref_loss in PAIR_LOSSES
     )
     if refers and config.do_train:

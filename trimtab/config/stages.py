@@ -15,7 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from trimtab.types import Sampling
 
-STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo")
+ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "remax")
+"""The stages that learn from what the policy writes."""
+STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", *ONLINE)
 TRAINING = STAGES
 EVERYWHERE = (*STAGES, "infer")
 
@@ -94,6 +96,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_n
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
 Unit = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
 BelowHalf = Annotated[float, Field(ge=0, lt=0.5), BeforeValidator(_number)]
+AboveOne = Annotated[float, Field(gt=1, allow_inf_nan=False), BeforeValidator(_number)]
 BelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 TopP = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
 TopK = Annotated[int, Field(ge=-1), BeforeValidator(_number)]
@@ -127,7 +130,9 @@ class StageConfig(BaseModel):
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
-    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo"] = key("Stage", "sft", "what to train")
+    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "rloo", "grpo", "reinforce_pp", "remax"] = (
+        key("Stage", "sft", "what to train")
+    )
     do_train: bool = key("Stage", False, "train; without it the file is for chat, predict and export")
     do_eval: bool = key("Stage", False, "evaluate the held-out rows, after training if there is any")
     do_predict: bool = key(
@@ -473,7 +478,7 @@ PAIR_LOSSES = ("sigmoid", "robust", "hinge", "ipo", "ipo_avg", "kto_pair", "nca"
 """Values of `pref_loss` that compare with a reference."""
 
 
-_REFERENCED = ("dpo", "kto", "ppo")
+_REFERENCED = ("dpo", "kto", *ONLINE)
 _REF_MODEL = ("Reference", None, "reference model; null: the policy when the stage starts")
 _REF_ADAPTERS = ("Reference", (), "adapters on the reference model (on the base, without ref_model)")
 
@@ -548,92 +553,95 @@ def _kl_start(values: Mapping[str, Any]) -> float:
 
 
 _PPO = ("ppo",)
+_GROUPS = ("rloo", "grpo")
+_GRPO = ("grpo",)
+_RATIOS = ("ppo", "rloo", "grpo", "reinforce_pp")
 
 
-class PpoConfig(StageConfig):
-    """Proximal policy optimisation against a reward model."""
-
-    stage: Literal["ppo"] = key("Stage", "ppo", "what to train")
+class OnlineConfig(StageConfig):
+    """What the stages that learn from the policy's own answers have in common."""
 
     reward_model: Names = key(
-        "PPO",
+        "Online",
         (),
         "the reward model: an adapter's folder (several: an ensemble), a model's folder, or a server's URL",
-        stages=_PPO,
+        stages=ONLINE,
     )
     reward_ensemble: Literal["mean", "min", "mean_minus_std"] = key(
-        "PPO", "mean", "several reward models: how their scores become one", stages=_PPO
+        "Online", "mean", "several reward models: how their scores become one", stages=ONLINE
     )
     reward_ensemble_coef: NonNegative = key(
-        "PPO", 1.0, "mean_minus_std: standard deviations of the members' scores that are taken off", stages=_PPO
+        "Online", 1.0, "mean_minus_std: standard deviations of the members' scores that are taken off", stages=ONLINE
     )
     reward_model_type: Literal["lora", "full", "api"] = key(
-        "PPO", "lora", "lora: an adapter on the same base; full: a model with a value head; api: a server", stages=_PPO
+        "Online",
+        "lora",
+        "lora: an adapter on the same base; full: a model with a value head; api: a server",
+        stages=ONLINE,
     )
-    reward_model_adapters: Names = key("PPO", (), "adapters on a full reward model, stacked in this order", stages=_PPO)
+    reward_model_adapters: Names = key(
+        "Online", (), "adapters on a full reward model, stacked in this order", stages=ONLINE
+    )
     reward_funcs: Functions = key(
-        "PPO",
+        "Online",
         (),
         "Python functions that reward: FILE.py:NAME, MODULE:NAME or a ready-made one (docs/rewards.md)",
-        stages=_PPO,
+        stages=ONLINE,
     )
     reward_weights: Reals = key(
-        "PPO", (), "weight of the reward model, if there is one, then of each function; none: all 1", stages=_PPO
+        "Online", (), "weight of the reward model, if there is one, then of each function; none: all 1", stages=ONLINE
     )
     reward_length_penalty: NonNegative = key(
-        "PPO", 0.0, "taken off the reward for each token of an answer beyond reward_length_free", stages=_PPO
+        "Online", 0.0, "taken off the reward for each token of an answer beyond reward_length_free", stages=ONLINE
     )
-    reward_length_free: Whole = key("PPO", 0, "tokens of an answer that cost nothing", stages=_PPO)
+    reward_length_free: Whole = key("Online", 0, "tokens of an answer that cost nothing", stages=ONLINE)
     reward_timeout: Positive = key(
-        "PPO", 60.0, "seconds that a reward server or function has for an answer", stages=_PPO
+        "Online", 60.0, "seconds that a reward server or function has for an answer", stages=ONLINE
     )
-    reward_retries: Whole = key("PPO", 4, "how often a reward server that does not answer is asked again", stages=_PPO)
+    reward_retries: Whole = key(
+        "Online", 4, "how often a reward server that does not answer is asked again", stages=ONLINE
+    )
     ref_model: Text | None = key(*_REF_MODEL, stages=_REFERENCED)
     ref_model_adapters: Names = key(*_REF_ADAPTERS, stages=_REFERENCED)
-    ppo_epochs: Count = key("PPO", 4, "passes over each rollout batch", stages=_PPO)
-    ppo_buffer_size: Count = key("PPO", 1, "optimizer batches per rollout batch", stages=_PPO)
-    group_size: Count = key("PPO", 1, "answers per prompt", stages=_PPO)
+    ppo_buffer_size: Count = key("Online", 1, "optimizer batches per rollout batch", stages=ONLINE)
     kl_target: Positive | None = key(
-        "PPO", None, "KL per answer that an adaptive coefficient steers to; null: fixed coefficient", stages=_PPO
+        "Online", None, "KL per answer that an adaptive coefficient steers to; null: fixed coefficient", stages=ONLINE
     )
-    kl_coef: NonNegative = key(
-        "PPO", _kl_start, "weight of the KL to the reference; start value when adaptive (then 0.2)", stages=_PPO
-    )
-    kl_horizon: Positive = key("PPO", 10000.0, "answers over which the adaptive coefficient moves", stages=_PPO)
-    kl_placement: Literal["reward", "loss"] = key("PPO", "reward", "where the KL enters", stages=_PPO)
-    kl_estimator: Literal["k1", "k2", "k3"] = key("PPO", "k1", "estimator of the KL", stages=_PPO)
-    gamma: Unit = key("PPO", 1.0, "discount", stages=_PPO)
-    gae_lambda: Unit = key("PPO", 0.95, "lambda of generalised advantage estimation", stages=_PPO)
-    clip_range: Positive = key("PPO", 0.2, "the ratio is clipped to 1 plus or minus this", stages=_PPO)
-    clip_range_low: BelowOne | None = key("PPO", None, "lower clip range; null: clip_range", stages=_PPO)
-    clip_range_high: NonNegative | None = key("PPO", None, "upper clip range; null: clip_range", stages=_PPO)
-    clip_range_value: Positive | None = key(
-        "PPO", 0.2, "value clip, in units of the scores' running standard deviation; null: off", stages=_PPO
-    )
-    vf_coef: NonNegative = key("PPO", 0.1, "weight of the value loss", stages=_PPO)
-    critic: Literal["adapter", "head"] = key(
-        "PPO", "adapter", "an adapter and head of its own, or a head on the policy", stages=_PPO
-    )
-    critic_learning_rate: Positive | None = key("PPO", None, "null: learning_rate", stages=_PPO)
-    critic_warmup_steps: Whole | None = key(
-        "PPO",
-        None,
-        "rollouts that train only the critic; null: 0 if it starts from a reward model, else 5",
-        stages=_PPO,
-    )
-    whiten_advantages: bool = key("PPO", True, "advantages to mean 0, variance 1 over the rollout batch", stages=_PPO)
-    whiten_rewards: bool = key("PPO", False, "rewards to variance 1 over the rollout batch", stages=_PPO)
+    kl_horizon: Positive = key("Online", 10000.0, "answers over which the adaptive coefficient moves", stages=ONLINE)
     score_norm: bool = key(
-        "PPO", False, "scores less their running mean, divided by their running standard deviation", stages=_PPO
+        "Online", False, "scores less their running mean, divided by their running standard deviation", stages=ONLINE
     )
-    reward_clip: Positive | None = key("PPO", None, "scores clipped to plus or minus this; null: not", stages=_PPO)
-    missing_eos_penalty: NonNegative = key(
-        "PPO", 1.0, "taken off the score of an answer that did not end by itself", stages=_PPO
-    )
+    reward_clip: Positive | None = key("Online", None, "scores clipped to plus or minus this; null: not", stages=ONLINE)
     missing_eos_mode: Literal["subtract", "replace"] = key(
-        "PPO", "subtract", "take it off, or score minus the penalty", stages=_PPO
+        "Online", "subtract", "take it off, or score minus the penalty", stages=ONLINE
     )
-    entropy_coef: NonNegative = key("PPO", 0.0, "weight of an entropy bonus", stages=_PPO)
+    entropy_coef: NonNegative = key("Online", 0.0, "weight of an entropy bonus", stages=ONLINE)
+    ppo_epochs: Count = key("Online", 1, "passes over each rollout batch", stages=ONLINE)
+    group_size: Count = key("Online", 1, "answers per prompt", stages=ONLINE)
+    kl_coef: NonNegative = key(
+        "Online", _kl_start, "weight of the KL to the reference; start value when adaptive (then 0.2)", stages=ONLINE
+    )
+    kl_placement: Literal["reward", "loss"] = key("Online", "reward", "where the KL enters", stages=ONLINE)
+    kl_estimator: Literal["k1", "k2", "k3"] = key("Online", "k1", "estimator of the KL", stages=ONLINE)
+    missing_eos_penalty: NonNegative = key(
+        "Online", 1.0, "taken off the score of an answer that did not end by itself", stages=ONLINE
+    )
+    reward_baseline: Literal["none", "answer"] = key(
+        "Online",
+        "none",
+        "answer: off each score that of the row's own answer; same optimum, less noise between prompts",
+        stages=ONLINE,
+    )
+    overlong_buffer: Whole = key(
+        "Online",
+        0,
+        "the last so many tokens before the limit cost up to overlong_penalty, evenly; 0: off",
+        stages=ONLINE,
+    )
+    overlong_penalty: NonNegative = key("Online", 1.0, "what an answer at the limit costs then", stages=ONLINE)
+    ref_update_every: Count | None = key(
+        "Online", None, "the reference becomes the policy every so many steps; null: never", stages=ONLINE
+    )
 
     @property
     def rollout_size(self) -> int:
@@ -651,6 +659,198 @@ class PpoConfig(StageConfig):
         return Sampling(temperature=self.rollout_temperature, max_new_tokens=self.answer_limit, seed=self.seed)
 
 
+class PpoConfig(OnlineConfig):
+    """Proximal policy optimisation: a reward, with a critic."""
+
+    stage: Literal["ppo"] = key("Stage", "ppo", "what to train")
+
+    ppo_epochs: Count = key("Online", 4, "passes over each rollout batch", stages=ONLINE)
+    clip_range: Positive = key("Online", 0.2, "the ratio is clipped to 1 plus or minus this", stages=_RATIOS)
+    clip_range_low: BelowOne | None = key("Online", None, "lower clip range; null: clip_range", stages=_RATIOS)
+    clip_range_high: NonNegative | None = key("Online", None, "upper clip range; null: clip_range", stages=_RATIOS)
+    dual_clip: AboveOne | None = key(
+        "Online", None, "bound of the loss where the advantage is negative, times its size; null: off", stages=_RATIOS
+    )
+    gamma: Unit = key("PPO", 1.0, "discount", stages=("ppo", "reinforce_pp"))
+    gae_lambda: Unit = key("PPO", 0.95, "lambda of generalised advantage estimation", stages=_PPO)
+    clip_range_value: Positive | None = key(
+        "PPO", 0.2, "value clip, in units of the scores' running standard deviation; null: off", stages=_PPO
+    )
+    vf_coef: NonNegative = key("PPO", 0.1, "weight of the value loss", stages=_PPO)
+    critic: Literal["adapter", "head"] = key(
+        "PPO", "adapter", "an adapter and head of its own, or a head on the policy", stages=_PPO
+    )
+    critic_learning_rate: Positive | None = key("PPO", None, "null: learning_rate", stages=_PPO)
+    critic_warmup_steps: Whole | None = key(
+        "PPO",
+        None,
+        "rollouts that train only the critic; null: 0 if it starts from a reward model, else 5",
+        stages=_PPO,
+    )
+    whiten_advantages: bool = key("PPO", True, "advantages to mean 0, variance 1 over the rollout batch", stages=_PPO)
+    whiten_rewards: bool = key("PPO", False, "rewards to variance 1 over the rollout batch", stages=_PPO)
+
+
+class RatioConfig(OnlineConfig):
+    """Policy gradients without a critic whose ratio may be clipped when a rollout batch is used again."""
+
+    clip_range: Positive = key("Online", 0.2, "the ratio is clipped to 1 plus or minus this", stages=_RATIOS)
+    clip_range_low: BelowOne | None = key("Online", None, "lower clip range; null: clip_range", stages=_RATIOS)
+    clip_range_high: NonNegative | None = key("Online", None, "upper clip range; null: clip_range", stages=_RATIOS)
+    dual_clip: AboveOne | None = key(
+        "Online", None, "bound of the loss where the advantage is negative, times its size; null: off", stages=_RATIOS
+    )
+
+
+class GroupConfig(RatioConfig):
+    """Several answers to each prompt, each measured against the others."""
+
+    baseline: Literal["leave_one_out", "mean", "none"] = key(
+        "Groups",
+        "leave_one_out",
+        "what is taken off a score: the mean of the others, of the group, or nothing",
+        stages=_GROUPS,
+    )
+    advantage_norm: Literal["group", "batch", "none"] = key(
+        "Groups",
+        "none",
+        "advantages divided by the standard deviation of the group's scores, or of the batch's",
+        stages=_GROUPS,
+    )
+    ratio_level: Literal["token", "sequence", "sequence_mean"] = key(
+        "Groups", "sequence", "what has a ratio: each token, the answer, or the answer per token (GSPO)", stages=_GROUPS
+    )
+    loss_reduction: Literal["token", "sequence", "constant"] = key(
+        "Groups", "token", "ratio_level token: the mean over tokens, over answers of their means, or over answers of sum / limit",
+        stages=_GROUPS,
+    )  # fmt: skip
+    dynamic_sampling: bool = key(
+        "Groups",
+        False,
+        "groups whose scores are all equal are left out and further prompts answered instead",
+        stages=_GROUPS,
+    )
+    dynamic_sampling_rounds: Count = key(
+        "Groups", 10, "dynamic_sampling: how often further prompts are taken in one step, at most", stages=_GROUPS
+    )
+    mask_truncated: bool = key("Groups", False, "answers cut by the limit are not trained on", stages=_GROUPS)
+
+
+class RlooConfig(GroupConfig):
+    """REINFORCE with a leave-one-out baseline."""
+
+    stage: Literal["rloo"] = key("Stage", "rloo", "what to train")
+
+    group_size: Count = key("Online", 4, "answers per prompt", stages=ONLINE)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"advantage_norm": "none", "loss_reduction": "constant", "kl_coef": 0.0},
+    "dapo": {
+        "clip_range_high": 0.28,
+        "loss_reduction": "token",
+        "kl_coef": 0.0,
+        "dynamic_sampling": True,
+        "mask_truncated": True,
+        "missing_eos_penalty": 0.0,
+        "overlong_buffer": lambda d: (d.get("max_new_tokens") or d.get("max_length") or 1024) // 5,
+    },
+    "gspo": {"ratio_level": "sequence_mean", "clip_range_low": 3e-4, "clip_range_high": 4e-4, "kl_coef": 0.0},
+    "cispo": {"policy_objective": "cispo", "loss_reduction": "token", "kl_coef": 0.0},
+}
+"""What each name of `preset` sets apart from the defaults of stage grpo."""
+
+
+def _preset(name: str, plain: Any) -> Any:
+    """The default of a key of stage grpo: the preset's value, or `plain`."""
+
+    def default(values: Mapping[str, Any]) -> Any:
+        value = PRESETS.get(values.get("preset") or "grpo", {}).get(name, plain)
+        return value(values) if callable(value) else value
+
+    return default
+
+
+class GrpoConfig(GroupConfig):
+    """Group-relative policy optimisation and its kin."""
+
+    # before every key whose default it sets
+    preset: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = key(
+        "Groups", "grpo", "a named variant: sets the defaults of other keys; what the file writes wins", stages=_GRPO
+    )
+    stage: Literal["grpo"] = key("Stage", "grpo", "what to train")
+
+    group_size: Count = key("Online", 8, "answers per prompt", stages=ONLINE)
+    kl_coef: NonNegative = key(
+        "Online",
+        _preset("kl_coef", 0.04),
+        "weight of the KL to the reference; start value when adaptive (then 0.2)",
+        stages=ONLINE,
+    )
+    kl_placement: Literal["reward", "loss"] = key("Online", "loss", "where the KL enters", stages=ONLINE)
+    kl_estimator: Literal["k1", "k2", "k3"] = key("Online", "k3", "estimator of the KL", stages=ONLINE)
+    clip_range_low: BelowOne | None = key(
+        "Online", _preset("clip_range_low", None), "lower clip range; null: clip_range", stages=_RATIOS
+    )
+    clip_range_high: NonNegative | None = key(
+        "Online", _preset("clip_range_high", None), "upper clip range; null: clip_range", stages=_RATIOS
+    )
+    missing_eos_penalty: NonNegative = key(
+        "Online",
+        _preset("missing_eos_penalty", 1.0),
+        "taken off the score of an answer that did not end by itself",
+        stages=ONLINE,
+    )
+    overlong_buffer: Whole = key(
+        "Online", _preset("overlong_buffer", 0),
+        "the last so many tokens before the limit cost up to overlong_penalty, evenly; 0: off", stages=ONLINE,
+    )  # fmt: skip
+    baseline: Literal["leave_one_out", "mean", "none"] = key(
+        "Groups", "mean", "what is taken off a score: the mean of the others, of the group, or nothing", stages=_GROUPS
+    )
+    advantage_norm: Literal["group", "batch", "none"] = key(
+        "Groups", _preset("advantage_norm", "group"),
+        "advantages divided by the standard deviation of the group's scores, or of the batch's", stages=_GROUPS,
+    )  # fmt: skip
+    ratio_level: Literal["token", "sequence", "sequence_mean"] = key(
+        "Groups", _preset("ratio_level", "token"), "what has a ratio: each token, the answer, or the answer per token (GSPO)",
+        stages=_GROUPS,
+    )  # fmt: skip
+    loss_reduction: Literal["token", "sequence", "constant"] = key(
+        "Groups", _preset("loss_reduction", "sequence"),
+        "ratio_level token: the mean over tokens, over answers of their means, or over answers of sum / limit", stages=_GROUPS,
+    )  # fmt: skip
+    dynamic_sampling: bool = key(
+        "Groups", _preset("dynamic_sampling", False),
+        "groups whose scores are all equal are left out and further prompts answered instead", stages=_GROUPS,
+    )  # fmt: skip
+    mask_truncated: bool = key(
+        "Groups", _preset("mask_truncated", False), "answers cut by the limit are not trained on", stages=_GROUPS
+    )
+    policy_objective: Literal["clip", "cispo"] = key(
+        "Groups",
+        _preset("policy_objective", "clip"),
+        "the clipped surrogate, or CISPO's clipped weight on log p",
+        stages=_GRPO,
+    )
+    cispo_cap: Positive = key("Groups", 5.0, "cispo: the largest weight", stages=_GRPO)
+
+
+class ReinforcePpConfig(RatioConfig):
+    """REINFORCE++: rewards to go, normalised over the batch."""
+
+    stage: Literal["reinforce_pp"] = key("Stage", "reinforce_pp", "what to train")
+
+    gamma: Unit = key("PPO", 1.0, "discount", stages=("ppo", "reinforce_pp"))
+
+
+class RemaxConfig(OnlineConfig):
+    """ReMax: the score of the greedy answer is the baseline."""
+
+    stage: Literal["remax"] = key("Stage", "remax", "what to train")
+
+
 class InferConfig(StageConfig):
     """Chat, predict, export and scoring: a file without `do_train`."""
 
@@ -664,5 +864,9 @@ MODELS: dict[str, type[StageConfig]] = {
     "orpo": OrpoConfig,
     "simpo": SimpoConfig,
     "ppo": PpoConfig,
+    "rloo": RlooConfig,
+    "grpo": GrpoConfig,
+    "reinforce_pp": ReinforcePpConfig,
+    "remax": RemaxConfig,
     "infer": InferConfig,
 }

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trimtab.config.stages import ONLINE
 from trimtab.data import encode, info, order, packing, stream, tokenized
 from trimtab.data.dropped import Dropped
 from trimtab.data.formats import FORMATS
@@ -162,7 +163,7 @@ def read_data(config: Config, tokenizer: Tokenizer, template: Template) -> Stage
         held, held_examples = [train[i] for i in out], [train_examples[i] for i in out]
         train, train_examples = [train[i] for i in kept], [train_examples[i] for i in kept]
     train, train_examples, packs = _pack(train, train_examples, config, tally)
-    if config.stage == "ppo":  # a prompt's number keys its draw: it is its place in its list
+    if config.stage in ONLINE:  # a prompt's number keys its draw: it is its place in its list
         train, held = _renumber(train), _renumber(held)
 
     return StageData(
@@ -402,8 +403,8 @@ def _pack(
 def _prompts(
     rows: list[Any], examples: list[Example], config: Config, tokenizer: Tokenizer, template: Template
 ) -> list[Prompt]:
-    """The held-out prompts; the rows themselves in stage ppo, none in pt."""
-    if config.stage == "ppo":
+    """The held-out prompts; the rows themselves in online stages, none in pt."""
+    if config.stage in ONLINE:
         return rows
     if config.stage == "pt":
         return []

@@ -23,6 +23,19 @@ from torch import Tensor
 Estimator = Literal["k1", "k2", "k3"]
 
 
+Placement = Literal["reward", "loss"]
+
+CONVERGES_TO: dict[tuple[Placement, Estimator], str] = {
+    ("reward", "k1"): "pi* proportional to pi_ref exp(reward / beta)",
+    ("reward", "k2"): "a wrong distribution, not pi_ref exp(reward / beta): k2 is biased as a value",
+    ("reward", "k3"): "a wrong distribution, not pi_ref exp(reward / beta): the gradient of k3 itself is lost",
+    ("loss", "k1"): "the argmax of the reward: the expected gradient of k1 is 0, so nothing holds the policy",
+    ("loss", "k2"): "pi_ref exp(reward / beta) for one-step problems, and is myopic for sequences",
+    ("loss", "k3"): "the forward-KL optimum: another distribution than pi_ref exp(reward / beta)",
+}
+"""What a run drifts to, by where the KL penalty is put and how it is estimated (docs/algorithms/ppo.md, detail 4)."""
+
+
 def k1(logp: Float[Tensor, "b t"], logp_ref: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
     """k1 = l: the log-ratio itself."""
     return logp - logp_ref

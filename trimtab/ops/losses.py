@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from trimtab.ops.masked import zero_padding
+
 
 def nll(logp: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
     """-log p of each token: the loss of SFT and of pre-training."""
@@ -37,12 +39,12 @@ def bradley_terry(
 
 
 def ppo_policy_loss(
-    logp: Float[Tensor, "b t"],
-    logp_old: Float[Tensor, "b t"],
-    advantages: Float[Tensor, "b t"],
+    logp: Float[Tensor, "*b"],
+    logp_old: Float[Tensor, "*b"],
+    advantages: Float[Tensor, "*b"],
     low: float,
     high: float,
-) -> tuple[Float[Tensor, "b t"], Bool[Tensor, "b t"]]:
+) -> tuple[Float[Tensor, "*b"], Bool[Tensor, "*b"]]:
     """max(-A rho, -A clip(rho, 1 - low, 1 + high)) with rho = exp(logp - logp_old).
 
     Schulman et al. (1707.06347), equation 7, as a loss. The larger of the two is the more pessimistic one: a ratio that
@@ -55,6 +57,44 @@ def ppo_policy_loss(
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - low, 1 + high)
     return torch.maximum(plain, clipped), clipped > plain
+
+
+def dual_clip(
+    loss: Float[Tensor, "*b"], advantages: Float[Tensor, "*b"], bound: float
+) -> tuple[Float[Tensor, "*b"], Bool[Tensor, "*b"]]:
+    """min(loss, -c A) where A < 0: however large a ratio has become, a bad answer pushes no harder than c times its advantage.
+
+    Ye et al. (1912.09729), equation 5, as a loss; c > 1.
+
+    Returns the loss, and where the bound acts: there the gradient is 0.
+    """
+    held = -bound * advantages
+    acts = (advantages < 0) & (loss > held)
+    return torch.where(acts, held, loss), acts
+
+
+def cispo_loss(
+    logp: Float[Tensor, "b t"], logp_old: Float[Tensor, "b t"], advantages: Float[Tensor, "b t"], cap: float
+) -> tuple[Float[Tensor, "b t"], Bool[Tensor, "b t"]]:
+    """-stopgrad(min(rho, cap)) A logp with rho = exp(logp - logp_old): REINFORCE with a clipped importance weight.
+
+    CISPO, MiniMax (2506.13585), equation 4. Unlike the clipped surrogate no token's gradient is ever cut off.
+
+    Returns the loss, and where the weight was capped.
+    """
+    ratio = torch.exp(logp.detach() - logp_old)
+    return -ratio.clamp(max=cap) * advantages * logp, ratio > cap
+
+
+def sequence_log_ratio(
+    logp: Float[Tensor, "b t"], logp_old: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"], *, mean: bool
+) -> Float[Tensor, " b"]:
+    """Sum over a completion's tokens of logp - logp_old, the log-ratio of the whole answer; with `mean`, divided by its length.
+
+    The sum is that of one action (RLOO); the mean, a geometric mean of token ratios, is GSPO's (2507.18071, equation 7).
+    """
+    total = zero_padding(logp - logp_old, mask).sum(dim=-1)
+    return total / mask.sum(dim=-1).clamp(min=1) if mean else total
 
 
 def value_loss(

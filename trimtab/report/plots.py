@@ -8,8 +8,8 @@ held-out evaluations. The axis follows the bulk of the points; how many lie outs
 | `training_loss.png` | all | training loss |
 | `training_eval_loss.png` | with evaluation | held-out loss, training loss behind it |
 | `training_eval_accuracy.png` | with evaluation | held-out accuracy, exact match, SQL match: whichever is measured |
-| `training_reward.png` | ppo | reward of rollouts and of held-out prompts |
-| `ppo_panel.png` | ppo | reward, KL, entropy, length, finished rate, clip fraction, explained variance, value loss |
+| `training_reward.png` | online | reward of rollouts and of held-out prompts |
+| `STAGE_panel.png` | online | reward, KL, entropy, length, finished rate, clip fraction; with a critic explained variance, value loss |
 
 No display is needed; matplotlib is imported when a plot is drawn.
 """
@@ -196,8 +196,8 @@ def plot_run(folder: str | Path) -> list[Path]:
         if any(run.points(quantity) for quantity in needed):
             made.append(_draw(run_folder.path / name, [plot], run, subtitle))
     panel = [plot for plot in PANEL if any(run.points(curve.name) for curve in plot.curves)]
-    if stage == "ppo" and panel:
-        made.append(_draw(run_folder.path / "ppo_panel.png", panel, run, subtitle))
+    if run.points("reward/mean") and panel:
+        made.append(_draw(run_folder.path / f"{stage}_panel.png", panel, run, subtitle))
     return made
 
 

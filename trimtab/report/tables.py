@@ -57,8 +57,10 @@ TRAINING: dict[str, Measure] = {
     "value_loss": Measure(label="value loss", better="less"),
 }
 _STAGE_NAMES = {
-    **{stage: stage.upper() for stage in ("pt", "sft", "rm", "ppo", "dpo", "kto", "orpo")},
+    **{stage: stage.upper() for stage in ("pt", "sft", "rm", "ppo", "dpo", "kto", "orpo", "rloo", "grpo")},
     "simpo": "SimPO",
+    "reinforce_pp": "REINFORCE++",
+    "remax": "ReMax",
 }
 _NOT_KNOWN = "-"
 

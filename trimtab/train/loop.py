@@ -385,7 +385,7 @@ class _Progress:
             self.evaluate(self.step, rank=not changed)
         with self.folder.staged() as path:
             save_model(session, path)
-        if config.stage == "ppo" and config.critic == "adapter":
+        if getattr(config, "critic", None) == "adapter":
             with self.folder.staged("critic") as path:
                 _save_role(session, "critic", path)
         seconds = self.clock.seconds()

@@ -18,6 +18,7 @@ import torch
 
 from trimtab.algos import ALGORITHMS, Online
 from trimtab.data.loader import batches
+from trimtab.errors import DataError
 from trimtab.models.forward import TokenScores
 from trimtab.ops.masked import masked_mean
 from trimtab.ops.reduction import reduction_weights
@@ -27,8 +28,9 @@ from trimtab.train.assemble import CRITIC, POLICY, REFERENCE, Session
 from trimtab.train.loop import Figures
 from trimtab.train.offline import described, score_tasks
 from trimtab.train.optim import make_optimizer
-from trimtab.train.rollout import Collected, collect, completion_row, reward_completions, score_role
+from trimtab.train.rollout import Collected, Draw, collect, completion_row, reward_completions, score_role
 from trimtab.train.step import Forward, Sums, backward_tokens, clip_and_step
+from trimtab.train.weights import refresh_reference
 from trimtab.types import Completion, LossTerms, Prompt, RolloutBatch, Sampling, take
 
 SHOWN = 4
@@ -50,13 +52,18 @@ class OnlineTrainer:
         self.kl_coef = self.algorithm.kl_coef
         self.moments = RunningMoments()
         self.version = 0
+        self.baselines: dict[int, float] | None = {} if config.reward_baseline == "answer" else None
+        if self.baselines is not None:
+            check_answers(self.prompts, config.origin("reward_baseline"))
+        self.cursor = 0  # prompts that dynamic sampling has taken
         policy = session.roles.trainable(POLICY)
-        self.head_on_policy = self.algorithm.needs.critic and config.critic == "head"
+        critic = self.algorithm.needs.critic
+        self.head_on_policy = critic and config.critic == "head"
         # the head of `critic: head` is the critic: its own clip, its own rate
         self.parameters = {POLICY: {n: p for n, p in policy.items() if not n.startswith("head/")}}
         if self.head_on_policy:
             self.parameters[CRITIC] = {n: p for n, p in policy.items() if n.startswith("head/")}
-        elif self.algorithm.needs.critic:
+        elif critic:
             self.parameters[CRITIC] = session.roles.trainable(CRITIC)
         self.learning_rates = {POLICY: config.learning_rate}
         if CRITIC in self.parameters:
@@ -64,7 +71,7 @@ class OnlineTrainer:
         self.optimizers = {
             role: make_optimizer(p, config, self.learning_rates[role]) for role, p in self.parameters.items()
         }
-        self.warmup = config.critic_warmup_steps
+        self.warmup = config.critic_warmup_steps if critic else 0
         if self.warmup is None:
             self.warmup = 5 if session.fresh_critic else 0
 
@@ -73,21 +80,26 @@ class OnlineTrainer:
     def step(self, number: int) -> Figures:
         config = self.session.config
         epoch, index = divmod(number, self.steps_per_epoch)
-        shuffle = not config.disable_shuffling
-        order = batches(len(self.prompts), config.rollout_size, config.order_seed, epoch, shuffle)[index]
-        prompts = [self.prompts[i] for i in order]
-        self.current = [described(prompt.example) for prompt in prompts]
+        dynamic = getattr(self.algorithm, "dynamic", False)
+        if dynamic:
+            draw = self._next(config.rollout_size)
+        else:
+            order = self._batches(epoch, config.rollout_size)[index]
+            draw = Draw(prompts=[self.prompts[i] for i in order], epoch=epoch)
+        self.current = [described(prompt.example) for prompt in draw.prompts]
         sampling = self.sampling(seed=config.seed, epoch=epoch)
         collected = collect(
             self.session,
             self.reward,
-            prompts,
+            draw,
             k=self.algorithm.group_size,
             sampling=sampling,
             needs=self.algorithm.needs,
             kl_coef=self.kl_coef,
             moments=self.moments,
             version=self.version,
+            baselines=self.baselines,
+            more=self._next if dynamic else None,
         )
         self.moments = collected.moments
         self.current = [
@@ -99,8 +111,22 @@ class OnlineTrainer:
         figures |= _rollout_figures(collected, batch) | collected.seconds
         figures["seconds/update"] = time.monotonic() - started
         self._show(number + 1, collected)
-        self.kl_coef = self.algorithm.next_kl_coef(self.kl_coef, batch.stats["kl"], len(collected.rows))
+        self.kl_coef = self.algorithm.next_kl_coef(self.kl_coef, batch.stats.get("kl", 0.0), len(collected.rows))
+        if config.ref_update_every and (number + 1) % config.ref_update_every == 0:
+            refresh_reference(self.session.roles)
         return figures
+
+    def _batches(self, epoch: int, size: int) -> list[list[int]]:
+        config = self.session.config
+        return batches(len(self.prompts), size, config.order_seed, epoch, not config.disable_shuffling)
+
+    def _next(self, count: int) -> Draw:
+        """The next prompts in the order of the data, fewer where a pass over them ends (dynamic sampling takes no fixed number a step)."""
+        epoch, place = divmod(self.cursor, len(self.prompts))
+        order = [i for batch in self._batches(epoch, self.session.config.rollout_size) for i in batch]
+        found = [self.prompts[i] for i in order[place : place + count]]
+        self.cursor += len(found)
+        return Draw(prompts=found, epoch=epoch)
 
     def sampling(self, *, seed: int, epoch: int) -> Sampling:
         """How rollouts are drawn: the temperature acts, no filter does, so what samples is what scores."""
@@ -137,7 +163,7 @@ class OnlineTrainer:
                         value_sums.append(minibatch.critic())
                     norms.append((CRITIC, self._clip_and_step(CRITIC)))
                 if not first:
-                    first = _first_minibatch(sums, part)
+                    first = _first_minibatch(sums, part, weights)
         figures = _mean_figures(policy_sums, value_sums)
         for role in self.optimizers:
             own = [norm for owner, norm in norms if owner == role]
@@ -188,11 +214,11 @@ class OnlineTrainer:
         """KL to the reference per answer (k1) and entropy per token, on answers drawn from the policy itself."""
         rows = [completion_row(p, c) for p, c in zip(prompts, completions, strict=True)]
         policy = score_role(self.session, POLICY, rows, temperature=temperature)
-        reference = score_role(self.session, REFERENCE, rows, temperature=temperature)
-        return {
-            "kl": float((policy["logp"] - reference["logp"]).sum()) / len(rows),
-            "entropy": float(policy["entropy"].sum()) / sum(len(row.scored) for row in rows),
-        }
+        figures = {"entropy": float(policy["entropy"].sum()) / sum(len(row.scored) for row in rows)}
+        if REFERENCE in self.session.roles.specs:
+            reference = score_role(self.session, REFERENCE, rows, temperature=temperature)
+            figures["kl"] = float((policy["logp"] - reference["logp"]).sum()) / len(rows)
+        return figures
 
     def _show(self, step: int, collected: Collected) -> None:
         for rollout in collected.rollouts[:SHOWN]:
@@ -212,10 +238,16 @@ class OnlineTrainer:
     # ----------------------------------------------------------------------------------------------------------- state
 
     def state(self) -> dict[str, Any]:
-        return {"kl_coef": self.kl_coef, "moments": asdict(self.moments), "version": self.version}
+        return {
+            "kl_coef": self.kl_coef,
+            "moments": asdict(self.moments),
+            "version": self.version,
+            "cursor": self.cursor,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.kl_coef, self.version = state["kl_coef"], state["version"]
+        self.cursor = state.get("cursor", 0)  # checkpoints from before it have taken none
         self.moments = RunningMoments(**state["moments"])
 
     def finish(self) -> bool:
@@ -298,6 +330,22 @@ class _Minibatch:
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
+def check_answers(prompts: list[Prompt], where: str) -> None:
+    """Every prompt's row must have an answer.
+
+    Raises:
+        DataError: one has none.
+    """
+    for prompt in prompts:
+        if prompt.example.response is None:
+            raise DataError(
+                "reward_baseline: answer, and a row without an answer",
+                where=f"{prompt.example.origin} ({where})",
+                why="the baseline is what the row's own answer is worth",
+                remedy="give every row an answer, or delete reward_baseline",
+            )
+
+
 def with_filters(sampling: Sampling, config: Any) -> Sampling:
     """With the top_k, top_p and repetition_penalty that the file writes; off where it writes none."""
     return replace(
@@ -308,6 +356,12 @@ def with_filters(sampling: Sampling, config: Any) -> Sampling:
     )
 
 
+_KL_NAMES = {
+    "kl": "kl/k1_sequence",
+    "kl_k3": "kl/k3_sequence",
+    "kl_per_token": "kl/k1_token",
+    "kl_k3_per_token": "kl/k3_token",
+}
 _NAMES = {"ratio_mean": "ratio/mean", "ratio_max": "ratio/max"}
 
 
@@ -324,16 +378,19 @@ def _mean_figures(policy: list[Sums], value: list[Sums]) -> Figures:
     return figures
 
 
-def _first_minibatch(sums: Sums, part: RolloutBatch) -> Figures:
+def _first_minibatch(sums: Sums, part: RolloutBatch, weights: torch.Tensor) -> Figures:
     """Before anything has moved the ratio is 1, nothing is clipped, and the policy loss is minus the mean advantage."""
     found = sums.figures()
     assert part.advantages is not None
+    advantage = masked_mean(part.advantages, part.mask)
+    if weights.ndim == 1:  # one loss per answer: the mean over answers
+        advantage = (part.advantages.sum(dim=-1) / part.mask.sum(dim=-1).clamp(min=1)).mean()
     return {
         "first_minibatch/ratio_max": found["ratio_max"],
         "first_minibatch/clip_fraction": found["clip_fraction"],
         "first_minibatch/approx_kl": found["approx_kl"],
         "first_minibatch/policy_loss": found["policy_loss"],
-        "first_minibatch/advantage": float(masked_mean(part.advantages, part.mask)),
+        "first_minibatch/advantage": float(advantage),
     }
 
 
@@ -345,10 +402,6 @@ def _rollout_figures(collected: Collected, batch: RolloutBatch) -> Figures:
         "reward/mean": float(np.mean(rewards)),
         "reward/std": float(np.std(rewards)),
         "score/mean": float(batch.score.mean()),
-        "kl/k1_sequence": stats["kl"],
-        "kl/k3_sequence": stats["kl_k3"],
-        "kl/k1_token": stats["kl_per_token"],
-        "kl/k3_token": stats["kl_k3_per_token"],
         "kl/coef": batch.kl_coef,
         "length/mean": float(np.mean(lengths)),
         "length/p95": float(np.percentile(lengths, 95)),
@@ -356,11 +409,12 @@ def _rollout_figures(collected: Collected, batch: RolloutBatch) -> Figures:
         "tokens": float(sum(len(row.token_ids) for row in collected.rows)),
         "completions": float(len(rewards)),
     }
+    for name, shown in _KL_NAMES.items():
+        if name in stats:
+            figures[shown] = stats[name]
     for part in collected.rollouts[0].reward_parts:
         figures[f"reward/parts/{part}"] = float(np.mean([r.reward_parts[part] for r in collected.rollouts]))
-    for name in ("explained_variance", "sampler_diff/mean", "sampler_diff/max", "sampler_diff/signed"):
-        if name in stats:
-            figures[name] = stats[name]
+    figures |= {name: value for name, value in stats.items() if "/" in name or name == "explained_variance"}
     for name in ("value_mean", "return_mean", "advantage_mean", "advantage_std"):
         if name in stats:
             figures[name.replace("_", "/", 1)] = stats[name]

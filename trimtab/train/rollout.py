@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from trimtab.models.forward import plan, score_tokens
 from trimtab.ops.stats import RunningMoments
 from trimtab.rewards import Answer, finished_row
 from trimtab.rewards.mixture import Mixture
-from trimtab.rewards.shaping import shape_scores
+from trimtab.rewards.shaping import overlong_cost, shape_scores
 from trimtab.train.assemble import CRITIC, POLICY, REFERENCE, Session
 from trimtab.types import Completion, Prompt, Rollout, RolloutBatch, Sampling, TokenRow
 
@@ -102,10 +102,22 @@ def score_role(
         return session.room.attempt(work)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Prompts to answer, and the pass over the data that they belong to: it keys the draw."""
+
+    prompts: list[Prompt]
+    epoch: int
+
+
+More = Callable[[int], Draw]
+"""The next so many prompts of the data (fewer where a pass over it ends)."""
+
+
 def collect(
     session: Session,
     reward: Mixture,
-    prompts: Sequence[Prompt],
+    draw: Draw,
     *,
     k: int,
     sampling: Sampling,
@@ -113,31 +125,39 @@ def collect(
     kl_coef: float,
     moments: RunningMoments,
     version: int,
+    baselines: dict[int, float] | None = None,
+    more: More | None = None,
 ) -> Collected:
-    """Answer every prompt k times and score the answers for all roles that the algorithm needs."""
-    config = session.config
-    clock = time.monotonic()
-    generator = session.generator()
-    generator.update(version)
-    with session.memory.phase("rollout"):
-        completions = generator.generate(prompts, sampling, k=k)
-    sampled = time.monotonic()
-    rollouts = reward_completions(session, reward, [p for p in prompts for _ in range(k)], completions)
-    rewarded = time.monotonic()
+    """Answer every prompt k times and score the answers for all roles that the algorithm needs.
 
-    raw = [r.reward for r in rollouts]
-    finished = [c.finished for c in completions]
-    moments = moments.merge(raw)
-    shaped = shape_scores(
-        raw,
-        finished,
-        mean=moments.mean,
-        std=moments.std,
-        normalise=config.score_norm,
-        clip=config.reward_clip,
-        missing_eos_penalty=config.missing_eos_penalty,
-        missing_eos_mode=config.missing_eos_mode,
-    )
+    Args:
+        baselines: with `reward_baseline: answer`, what is known so far of the prompts' own answers, by the prompt's number; added to.
+        more: with dynamic sampling, where further prompts come from: a group whose scores are all equal teaches nothing, and is replaced
+            until the batch is full or `dynamic_sampling_rounds` are over.
+    """
+    config = session.config
+    seconds = {"seconds/sample": 0.0, "seconds/reward": 0.0}
+    wanted = len(draw.prompts)
+    kept: list[_Scored] = []
+    left_out, rounds = 0, 0
+    while True:
+        found, moments = _answer(session, reward, draw, k, sampling, needs, moments, version, baselines, seconds)
+        rounds += 1
+        if more is None:
+            kept = found
+            break
+        useful = [group for start in range(0, len(found), k) if _varies(group := found[start : start + k])]
+        left_out += len(found) // k - len(useful)
+        kept.extend(scored for group in useful for scored in group)
+        missing = wanted - len(kept) // k
+        if missing == 0 or rounds >= config.dynamic_sampling_rounds:
+            # a batch must not be empty: a step without one useful group trains on groups whose advantages are 0
+            kept = kept or found
+            break
+        draw = more(missing)
+    rollouts, prompts = [scored.rollout for scored in kept], len(kept) // k
+
+    clock = time.monotonic()
     rows = [completion_row(r.prompt, r.completion) for r in rollouts]
     head_on_policy = needs.critic and config.critic == "head"
     old = score_role(session, POLICY, rows, temperature=sampling.temperature, value_head=head_on_policy)
@@ -146,31 +166,130 @@ def collect(
     if needs.critic and not head_on_policy:
         values = score_role(session, CRITIC, rows, temperature=1.0, lm_head=False, value_head=True)["values"]
 
-    device = session.device
+    device, dtype = session.device, old["logp"].dtype
+    completions = [r.completion for r in rollouts]
     lengths = torch.tensor([len(c.token_ids) for c in completions], device=device)
     mask = torch.arange(int(lengths.max()), device=device)[None] < lengths[:, None]
     drawn = torch.zeros_like(old["logp"])
-    drawn[mask] = torch.tensor([lp for c in completions for lp in c.logprobs], dtype=drawn.dtype, device=device)
+    drawn[mask] = torch.tensor([lp for c in completions for lp in c.logprobs], dtype=dtype, device=device)
     difference = (drawn - old["logp"])[mask]
+    stats = {
+        "sampler_diff/mean": float(difference.abs().mean()),
+        "sampler_diff/max": float(difference.abs().max()),
+        "sampler_diff/signed": float(difference.mean()),
+    }
+    if more is not None:
+        stats |= {"dynamic/left_out": float(left_out), "dynamic/rounds": float(rounds)}
     batch = RolloutBatch(
         mask=mask,
         logp_old=old["logp"],
         logp_ref=ref,
         values=values,
-        score=torch.tensor(shaped, dtype=old["logp"].dtype, device=device),
-        group=torch.arange(len(prompts), device=device).repeat_interleave(k),
-        finished=torch.tensor(finished, device=device),
+        score=torch.tensor([scored.score for scored in kept], dtype=dtype, device=device),
+        greedy=torch.tensor([scored.greedy for scored in kept], dtype=dtype, device=device) if needs.greedy else None,
+        group=torch.arange(prompts, device=device).repeat_interleave(k),
+        finished=torch.tensor([c.finished for c in completions], device=device),
         kl_coef=kl_coef,
         score_std=moments.std or 1.0,
-        stats={
-            "sampler_diff/mean": float(difference.abs().mean()),
-            "sampler_diff/max": float(difference.abs().max()),
-            "sampler_diff/signed": float(difference.mean()),
-        },
+        stats=stats,
     )
-    seconds = {
-        "seconds/sample": sampled - clock,
-        "seconds/reward": rewarded - sampled,
-        "seconds/score": time.monotonic() - rewarded,
-    }
+    seconds["seconds/score"] = time.monotonic() - clock
     return Collected(rollouts=rollouts, rows=rows, batch=batch, moments=moments, seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A rollout with its shaped score, and that of the greedy answer to its prompt where the algorithm asks for it."""
+
+    rollout: Rollout
+    score: float
+    greedy: float
+
+
+def _varies(group: Sequence[_Scored]) -> bool:
+    return len({scored.score for scored in group}) > 1
+
+
+def _answer(
+    session: Session,
+    reward: Mixture,
+    draw: Draw,
+    k: int,
+    sampling: Sampling,
+    needs: Any,
+    moments: RunningMoments,
+    version: int,
+    baselines: dict[int, float] | None,
+    seconds: dict[str, float],
+) -> tuple[list[_Scored], RunningMoments]:
+    """Completions of some prompts with their scores, k consecutive ones per prompt, and the moments with them; adds to `seconds`."""
+    started = time.monotonic()
+    generator = session.generator()
+    generator.update(version)
+    sampling = replace(sampling, epoch=draw.epoch)
+    with session.memory.phase("rollout"):
+        completions = generator.generate(draw.prompts, sampling, k=k)
+        likeliest = generator.generate(draw.prompts, replace(sampling, temperature=0.0)) if needs.greedy else []
+    sampled = time.monotonic()
+    owners = [prompt for prompt in draw.prompts for _ in range(k)]
+    rollouts = reward_completions(session, reward, owners, completions)
+    own = answer_rewards(session, reward, draw.prompts, baselines) if baselines is not None else {}
+    raw = [r.reward - own.get(r.prompt.index, 0.0) for r in rollouts]
+    moments = moments.merge(raw)
+    scores = _shaped(session, rollouts, raw, moments)
+    greedy = [0.0] * len(draw.prompts)
+    if needs.greedy:
+        found = reward_completions(session, reward, draw.prompts, likeliest)
+        greedy = _shaped(session, found, [r.reward - own.get(r.prompt.index, 0.0) for r in found], moments)
+    seconds["seconds/sample"] += sampled - started
+    seconds["seconds/reward"] += time.monotonic() - sampled
+    return [
+        _Scored(r, score, greedy[i // k]) for i, (r, score) in enumerate(zip(rollouts, scores, strict=True))
+    ], moments
+
+
+def answer_rewards(
+    session: Session, reward: Mixture, prompts: Sequence[Prompt], known: dict[int, float]
+) -> dict[int, float]:
+    """What the data's own answer to each prompt is worth, by the prompt's number; asked for once, and kept in `known`.
+
+    Taken off the scores of a prompt's completions (`reward_baseline: answer`) it is a constant for them all: the optimum stays where it was,
+    and what differs between prompts no longer drowns what differs between answers (Shen et al. 2403.07708, with one answer).
+    """
+    new = [prompt for prompt in prompts if prompt.index not in known]
+    answers = []
+    for prompt in new:
+        assert prompt.example.response is not None, "checked when the run was put together"
+        ids = session.template.encode_answer(session.tokenizer, prompt.example.response.content, newline=False)
+        answers.append(
+            Completion(
+                prompt_index=prompt.index,
+                sample_index=0,
+                token_ids=tuple(ids),
+                logprobs=(0.0,) * len(ids),
+                finish="stop",
+            )
+        )
+    for rollout in reward_completions(session, reward, new, answers) if new else ():
+        known[rollout.prompt.index] = rollout.reward
+    return known
+
+
+def _shaped(
+    session: Session, rollouts: Sequence[Rollout], raw: Sequence[float], moments: RunningMoments
+) -> list[float]:
+    """Scores as they are credited: normalised, clipped, less what a missing end or a length near the limit costs."""
+    config = session.config
+    lengths = [len(r.completion.token_ids) for r in rollouts]
+    costs = [overlong_cost(n, config.answer_limit, config.overlong_buffer, config.overlong_penalty) for n in lengths]
+    return shape_scores(
+        raw,
+        [r.completion.finished for r in rollouts],
+        mean=moments.mean,
+        std=moments.std,
+        normalise=config.score_norm,
+        clip=config.reward_clip,
+        missing_eos_penalty=config.missing_eos_penalty,
+        missing_eos_mode=config.missing_eos_mode,
+        overlong=costs,
+    )

@@ -38,6 +38,10 @@ BASE_RECORD = "base_model.json"
 """Beside a saved adapter: the fingerprint of the base it belongs to."""
 
 
+REFRESHED = "refreshed"
+"""The reference's own copy of the trained adapter, where the reference is refreshed."""
+
+
 # ------------------------------------------------------------------------------------------------------------ adapters
 
 
@@ -179,7 +183,8 @@ def define_roles(config: Any, roles: Roles, parts: Parts) -> Defined:
     if needs is None:
         roles.define(POLICY, *start.policy)
         return Defined()
-    if needs.reference:
+    # with adapters a reference costs no memory: runs without a KL penalty still report how far they went
+    if needs.reference or (needs.reward and config.finetuning_type == "lora"):
         _define_reference(config, roles, start, parts)
     record = _define_reward(config, roles, start, parts) if needs.reward else None
     if record is not None:
@@ -279,13 +284,27 @@ def _define_reward_model(config: Any, roles: Roles, start: Start, template: Temp
 def _define_reference(config: Any, roles: Roles, start: Start, parts: Parts) -> None:
     """The policy as the stage finds it, or the model (its adapters stacked) that the file names."""
     if not _names_reference(config):
-        roles.define(REFERENCE, *start.reference, model=start.frozen)
+        adapters = start.reference
+        if getattr(config, "ref_update_every", None):
+            # the same function as the stack at the start, in an adapter that a refresh can write into
+            lora.copy_adapter(start.frozen, start.policy[-1], REFRESHED, trainable=False)
+            adapters = (*start.policy[:-1], REFRESHED)
+        roles.define(REFERENCE, *adapters, model=start.frozen)
         return
     model, fingerprint = start.frozen, parts.fingerprint
     if config.ref_model:
         model, fingerprint = _other_model(config, "ref_model", parts)
     names = stack_adapters(roles, config.ref_model_adapters, fingerprint, model=model, prefix="ref")
     roles.define(REFERENCE, *names, model=model)
+
+
+@torch.no_grad()
+def refresh_reference(roles: Roles) -> None:
+    """The reference becomes the policy of now (`ref_update_every`): its copy of the trained adapter takes that one's values."""
+    model = roles.of(REFERENCE)
+    trained = lora.parameters(model, roles.specs[POLICY].adapters[-1])
+    for name, copied in lora.parameters(model, REFRESHED).items():
+        copied.copy_(trained[name])
 
 
 def _define_reward(config: Any, roles: Roles, start: Start, parts: Parts) -> HeadRecord | None:
