@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from trimtab.algos import ALGORITHMS
+from trimtab.config import load
+from trimtab.config.stages import ONLINE
 from trimtab.errors import ConfigError
 from trimtab.types import LabelledBatch, LossTerms, PairBatch, PreferenceBatch, RolloutBatch, Scores, TokenBatch
 
@@ -18,40 +20,11 @@ pytestmark = pytest.mark.contract
 DOCS = Path(__file__).parents[2] / "docs" / "algorithms"
 NAN = float("nan")
 
-# The keys that the algorithms read, at their YAML defaults (a frozen config of the right stage has these and many more).
-KEYS = SimpleNamespace(
-    label_smoothing_factor=0.0,
-    center_rewards_coef=0.0,
-    rm_loss="pairwise",
-    rm_label_smoothing=0.0,
-    group_size=1,
-    ppo_epochs=4,
-    kl_coef=0.05,
-    kl_target=None,
-    kl_horizon=10_000.0,
-    kl_placement="reward",
-    kl_estimator="k1",
-    gamma=1.0,
-    gae_lambda=0.95,
-    clip_range=0.2,
-    clip_range_low=None,
-    clip_range_high=None,
-    clip_range_value=0.2,
-    vf_coef=0.1,
-    entropy_coef=0.0,
-    whiten_advantages=True,
-    whiten_rewards=False,
-    pref_beta=0.1,
-    pref_ftx=0.0,
-    pref_loss="sigmoid",
-    pref_bco_weight=0.0,
-    pref_length_normalized=False,
-    dpo_label_smoothing=0.0,
-    ld_alpha=None,
-    simpo_gamma=0.5,
-    kto_chosen_weight=1.0,
-    kto_rejected_weight=1.0,
-)
+
+def keys(stage: str, **given: object) -> Any:
+    """The config of a stage with nothing written but what it must have."""
+    needed = {"model_name_or_path": "m", "dataset": "d", "output_dir": "o", "do_train": True, "stage": stage}
+    return load({**needed, **({"reward_model": "r"} if stage in ONLINE else {}), **given})
 
 
 def losses(algorithm: object, *, real: bool, garbage: float = 0.25) -> list[LossTerms]:
@@ -66,7 +39,8 @@ def losses(algorithm: object, *, real: bool, garbage: float = 0.25) -> list[Loss
                 logp_ref=filled,
                 values=filled,
                 score=torch.tensor([1.0, -1.0]),
-                group=torch.tensor([0, 1]),
+                group=torch.tensor([0, 0]),
+                greedy=torch.tensor([0.5, 0.5]),
                 finished=torch.tensor([True, True]),
                 kl_coef=0.1,
             )
@@ -90,10 +64,10 @@ def losses(algorithm: object, *, real: bool, garbage: float = 0.25) -> list[Loss
 class TestEveryAlgorithm:
     def test_defaults_are_the_defaults_of_its_keys(self, name: str) -> None:
         algorithm = ALGORITHMS.load(name)
-        assert algorithm.from_config(KEYS) == algorithm()
+        assert algorithm.from_config(keys(name)) == algorithm()
 
     def test_is_a_frozen_value_that_says_what_the_loops_ask(self, name: str) -> None:
-        algorithm = ALGORITHMS.load(name).from_config(KEYS)
+        algorithm = ALGORITHMS.load(name).from_config(keys(name))
         assert algorithm.__dataclass_params__.frozen
         assert algorithm.reduction in ("token", "sequence", "constant", "row")
         assert algorithm.describe()
@@ -113,18 +87,18 @@ class TestEveryAlgorithm:
 
     @pytest.mark.parametrize("garbage", [0.25, NAN, float("inf")])
     def test_nothing_real_is_a_finite_zero(self, name: str, garbage: float) -> None:
-        for terms in losses(ALGORITHMS.load(name).from_config(KEYS), real=False, garbage=garbage):
+        for terms in losses(ALGORITHMS.load(name).from_config(keys(name)), real=False, garbage=garbage):
             assert terms.loss.sum() == 0
             for array in (terms.loss, *terms.means.values(), *terms.maxima.values()):
                 assert torch.isfinite(array).all()
             assert terms.among.keys() <= terms.means.keys()
 
     def test_is_deterministic(self, name: str) -> None:
-        first, second = (losses(ALGORITHMS.load(name).from_config(KEYS), real=True) for _ in range(2))
+        first, second = (losses(ALGORITHMS.load(name).from_config(keys(name)), real=True) for _ in range(2))
         assert all(torch.equal(a.loss, b.loss) for a, b in zip(first, second, strict=True))
 
     def test_metrics_have_the_shape_of_the_loss_and_no_graph(self, name: str) -> None:
-        for terms in losses(ALGORITHMS.load(name).from_config(KEYS), real=True):
+        for terms in losses(ALGORITHMS.load(name).from_config(keys(name)), real=True):
             for array in (*terms.means.values(), *terms.maxima.values()):
                 assert array.shape == terms.loss.shape
                 assert not array.requires_grad
@@ -133,7 +107,7 @@ class TestEveryAlgorithm:
         module = ALGORITHMS.row(name).target.split(":")[0].rsplit(".", 1)[1]
         page = (DOCS / f"{module}.md").read_text(encoding="utf-8")
         assert "Curve: see docs/log.md" in page
-        for terms in losses(ALGORITHMS.load(name).from_config(KEYS), real=True):
+        for terms in losses(ALGORITHMS.load(name).from_config(keys(name)), real=True):
             for metric in (*terms.means, *terms.maxima):
                 assert metric in page, f"{metric} is logged but not explained in {module}.md"
 
@@ -146,5 +120,6 @@ def test_a_wrong_name_gets_the_nearest_one() -> None:
 def test_one_clip_range_or_two() -> None:
     """`clip_range` is both bounds; `clip_range_low` and `clip_range_high` each replace one, 0 included."""
     ppo = ALGORITHMS.load("ppo")
-    keys = SimpleNamespace(**{**vars(KEYS), "clip_range": 0.3, "clip_range_high": 0.0})
-    assert ppo.from_config(keys) == replace(ppo(), clip_low=0.3, clip_high=0.0)
+    assert ppo.from_config(keys("ppo", clip_range=0.3, clip_range_high=0.0)) == replace(
+        ppo(), clip_low=0.3, clip_high=0.0
+    )

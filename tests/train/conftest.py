@@ -71,6 +71,10 @@ def keys(tiny_folder: Callable[..., Path], data_dir: Path) -> Callable[..., dict
         **{stage: {"dataset": "pairs"} for stage in ("dpo", "orpo", "simpo")},
         "kto": {"dataset": "marks"},
         "ppo": {"dataset": "qa", "max_new_tokens": 6, "ppo_epochs": 2, "ppo_buffer_size": 2},
+        **{
+            stage: {"dataset": "qa", "max_new_tokens": 6, "ppo_buffer_size": 2, "group_size": 4}
+            for stage in ("rloo", "grpo", "reinforce_pp", "remax")
+        },
     }
 
     def make(stage: str, output_dir: Path | str, **more: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from trimtab.algos import ALGORITHMS
 from trimtab.algos.dpo import Dpo
 from trimtab.algos.kto import Kto
 from trimtab.algos.orpo import Orpo
-from trimtab.algos.ppo import Ppo
 from trimtab.algos.rm import RewardModel
 from trimtab.algos.simpo import SimPo
 from trimtab.rewards import Answer
@@ -121,12 +121,21 @@ def small_ids(self: Any, answers: Sequence[Answer]) -> list[float]:
     return [sum(t < 150 for t in a.completion.token_ids) / len(a.completion.token_ids) for a in answers]
 
 
-def rewards(run: Run, rm_folder: Path, folder: Path, **keys: Any) -> list[float]:
+ONLINE_KEYS: dict[str, dict[str, Any]] = {
+    "ppo": {"ppo_epochs": 2, "critic_warmup_steps": 0, "clip_range": 0.9},
+    "rloo": {"ppo_epochs": 2, "clip_range": 0.9},
+    "grpo": {"ppo_epochs": 2, "clip_range": 0.9},
+    "reinforce_pp": {"ppo_epochs": 2, "clip_range": 0.9},
+    "remax": {"ppo_epochs": 2},
+}
+
+
+def rewards(run: Run, rm_folder: Path, folder: Path, stage: str = "ppo", **keys: Any) -> list[float]:
     """Mean reward of each step. The temperature gives a random model something to prefer; the wide clip makes it quick."""
     done = run(
-        "ppo", folder, reward_model=str(rm_folder), max_steps=8, learning_rate=2e-2, per_device_train_batch_size=9,
-        group_size=8, ppo_buffer_size=1, ppo_epochs=2, max_new_tokens=2, missing_eos_penalty=0.0, kl_coef=0.01,
-        lr_scheduler_type="constant", critic_warmup_steps=0, clip_range=0.9, temperature=0.5, **keys,
+        stage, folder, reward_model=str(rm_folder), max_steps=8, learning_rate=2e-2, per_device_train_batch_size=9,
+        group_size=8, ppo_buffer_size=1, max_new_tokens=2, missing_eos_penalty=0.0, kl_coef=0.01,
+        lr_scheduler_type="constant", temperature=0.5, **ONLINE_KEYS[stage], **keys,
     )  # fmt: skip
     return [row["reward/mean"] for row in done.metrics("train")]
 
@@ -141,17 +150,27 @@ def test_ppo_raises_the_reward(
     assert sum(found[-3:]) / 3 > 0.8
 
 
-def test_ppo_with_a_negated_advantage_does_not(
-    run: Run, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stage", ["rloo", "grpo", "reinforce_pp", "remax"])
+def test_the_others_raise_it_without_a_critic(
+    stage: str, run: Run, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ModelReward, "score", small_ids)
-    credit = Ppo.credit
+    assert sum(rewards(run, rm_folder, tmp_path / "r", stage)[-3:]) / 3 > 0.8
 
-    def negated(self: Ppo, batch: RolloutBatch, **keys: Any) -> RolloutBatch:
-        credited = credit(self, batch, **keys)
+
+@pytest.mark.parametrize("stage", list(ONLINE_KEYS))
+def test_with_a_negated_advantage_they_do_not(
+    stage: str, run: Run, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelReward, "score", small_ids)
+    algorithm = ALGORITHMS.load(stage)
+    credit = algorithm.credit
+
+    def negated(self: Any, batch: RolloutBatch, **keys: Any) -> RolloutBatch:
+        credited: RolloutBatch = credit(self, batch, **keys)
         assert credited.advantages is not None
         return replace(credited, advantages=-credited.advantages)
 
-    monkeypatch.setattr(Ppo, "credit", negated)
-    found = rewards(run, rm_folder, tmp_path / "r")
+    monkeypatch.setattr(algorithm, "credit", negated)
+    found = rewards(run, rm_folder, tmp_path / "r", stage)
     assert sum(found[-3:]) / 3 < 0.3

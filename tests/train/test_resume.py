@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from trimtab.config.stages import ONLINE
 from trimtab.errors import RunError
 from trimtab.rundir import RunFolder
 from trimtab.train.offline import OfflineTrainer
@@ -53,6 +54,14 @@ CASES: dict[str, dict[str, Any]] = {
     # the mean log-ratio of all answers so far is state; so is the frozen copy of where the policy started
     "dpo": {"eval_dataset": "pairs_eval", "pref_bco_weight": 0.5, "load_best_model_at_end": True},
     "kto": {"eval_dataset": "marks_eval"},
+    # how far dynamic sampling has come in the data, and a reference that was moved on the way
+    "grpo-dynamic": {
+        "preset": "dapo",
+        "kl_coef": 0.1,
+        "ref_update_every": 3,
+        "overlong_buffer": 3,
+        "eval_dataset": "qa_eval",
+    },
     "ppo-head": {"critic": "head", "critic_warmup_steps": 3, "eval_dataset": "qa_eval"},
 }
 
@@ -66,11 +75,11 @@ def test_six_steps_are_four_a_kill_and_two(
         "max_steps": 6, "save_steps": 2, "eval_strategy": "steps", "eval_steps": 1, "warmup_steps": 2, "eval_on_start": True,
         "adapter_name_or_path": str(sft_folder), "logging_steps": 3, "lr_scheduler_type": "cosine", **CASES[case],
     }  # fmt: skip
-    if stage == "ppo":
+    if stage in ONLINE:
         keys["reward_model"] = str(rm_folder)
     straight = run(stage, tmp_path / "straight", **keys)
     with monkeypatch.context() as patch:
-        trainers = {"ppo": OnlineTrainer, "dpo": PreferenceTrainer, "kto": PreferenceTrainer}
+        trainers = {**dict.fromkeys(ONLINE, OnlineTrainer), "dpo": PreferenceTrainer, "kto": PreferenceTrainer}
         killed_at(patch, 5, trainers.get(stage, OfflineTrainer))
         with pytest.raises(Killed):
             run(stage, tmp_path / "killed", **keys)

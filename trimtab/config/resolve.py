@@ -542,13 +542,12 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
                 "an answer alone is its own mean: every advantage would be 0", "4 or more; or baseline: none and "
                 "advantage_norm: batch",
             )  # fmt: skip
-        if config.ratio_level != "token":
-            for key in ("loss_reduction", "dual_clip"):
-                if config.written(key) and key == "loss_reduction":
-                    wrong(
-                        key, f"{config.loss_reduction} with ratio_level: {config.ratio_level}", "there is one loss per answer: its "
-                        "mean is over answers", "delete it, or ratio_level: token",
-                    )  # fmt: skip
+        plain = type(config).model_fields["loss_reduction"].default
+        if config.ratio_level != "token" and config.loss_reduction != plain:
+            wrong(
+                "loss_reduction", f"{config.loss_reduction} with ratio_level: {config.ratio_level}", "there is one loss per answer: "
+                "its mean is over answers", "delete it, or ratio_level: token",
+            )  # fmt: skip
         if isinstance(config, GrpoConfig) and config.policy_objective == "cispo" and config.ratio_level != "token":
             wrong(
                 "ratio_level", f"{config.ratio_level} with policy_objective: cispo", "its weights are those of tokens",

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, model_validator
 
 from trimtab.types import Sampling
 
@@ -754,7 +754,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dynamic_sampling": True,
         "mask_truncated": True,
         "missing_eos_penalty": 0.0,
-        "overlong_buffer": lambda d: (d.get("max_new_tokens") or d.get("max_length") or 1024) // 5,
+        "overlong_buffer": 1024 // 5,  # a fifth of the longest answer
     },
     "gspo": {"ratio_level": "sequence_mean", "clip_range_low": 3e-4, "clip_range_high": 4e-4, "kl_coef": 0.0},
     "cispo": {"policy_objective": "cispo", "loss_reduction": "token", "kl_coef": 0.0},
@@ -762,20 +762,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What each name of `preset` sets apart from the defaults of stage grpo."""
 
 
-def _preset(name: str, plain: Any) -> Any:
-    """The default of a key of stage grpo: the preset's value, or `plain`."""
-
-    def default(values: Mapping[str, Any]) -> Any:
-        value = PRESETS.get(values.get("preset") or "grpo", {}).get(name, plain)
-        return value(values) if callable(value) else value
-
-    return default
-
-
 class GrpoConfig(GroupConfig):
     """Group-relative policy optimisation and its kin."""
 
-    # before every key whose default it sets
     preset: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = key(
         "Groups", "grpo", "a named variant: sets the defaults of other keys; what the file writes wins", stages=_GRPO
     )
@@ -784,57 +773,49 @@ class GrpoConfig(GroupConfig):
     group_size: Count = key("Online", 8, "answers per prompt", stages=ONLINE)
     kl_coef: NonNegative = key(
         "Online",
-        _preset("kl_coef", 0.04),
+        lambda d: 0.04 if d.get("kl_target") is None else 0.2,
         "weight of the KL to the reference; start value when adaptive (then 0.2)",
         stages=ONLINE,
     )
     kl_placement: Literal["reward", "loss"] = key("Online", "loss", "where the KL enters", stages=ONLINE)
     kl_estimator: Literal["k1", "k2", "k3"] = key("Online", "k3", "estimator of the KL", stages=ONLINE)
-    clip_range_low: BelowOne | None = key(
-        "Online", _preset("clip_range_low", None), "lower clip range; null: clip_range", stages=_RATIOS
-    )
-    clip_range_high: NonNegative | None = key(
-        "Online", _preset("clip_range_high", None), "upper clip range; null: clip_range", stages=_RATIOS
-    )
-    missing_eos_penalty: NonNegative = key(
-        "Online",
-        _preset("missing_eos_penalty", 1.0),
-        "taken off the score of an answer that did not end by itself",
-        stages=ONLINE,
-    )
-    overlong_buffer: Whole = key(
-        "Online", _preset("overlong_buffer", 0),
-        "the last so many tokens before the limit cost up to overlong_penalty, evenly; 0: off", stages=ONLINE,
-    )  # fmt: skip
     baseline: Literal["leave_one_out", "mean", "none"] = key(
         "Groups", "mean", "what is taken off a score: the mean of the others, of the group, or nothing", stages=_GROUPS
     )
     advantage_norm: Literal["group", "batch", "none"] = key(
-        "Groups", _preset("advantage_norm", "group"),
+        "Groups", "group",
         "advantages divided by the standard deviation of the group's scores, or of the batch's", stages=_GROUPS,
     )  # fmt: skip
     ratio_level: Literal["token", "sequence", "sequence_mean"] = key(
-        "Groups", _preset("ratio_level", "token"), "what has a ratio: each token, the answer, or the answer per token (GSPO)",
+        "Groups", "token", "what has a ratio: each token, the answer, or the answer per token (GSPO)",
         stages=_GROUPS,
     )  # fmt: skip
     loss_reduction: Literal["token", "sequence", "constant"] = key(
-        "Groups", _preset("loss_reduction", "sequence"),
+        "Groups", "sequence",
         "ratio_level token: the mean over tokens, over answers of their means, or over answers of sum / limit", stages=_GROUPS,
     )  # fmt: skip
-    dynamic_sampling: bool = key(
-        "Groups", _preset("dynamic_sampling", False),
-        "groups whose scores are all equal are left out and further prompts answered instead", stages=_GROUPS,
-    )  # fmt: skip
-    mask_truncated: bool = key(
-        "Groups", _preset("mask_truncated", False), "answers cut by the limit are not trained on", stages=_GROUPS
-    )
     policy_objective: Literal["clip", "cispo"] = key(
         "Groups",
-        _preset("policy_objective", "clip"),
+        "clip",
         "the clipped surrogate, or CISPO's clipped weight on log p",
         stages=_GRPO,
     )
     cispo_cap: Positive = key("Groups", 5.0, "cispo: the largest weight", stages=_GRPO)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        """What the file does not write is the preset's."""
+        if not isinstance(values, Mapping):
+            return values
+        chosen = PRESETS.get(str(values.get("preset") or "grpo"), {})
+        limit = values.get("max_new_tokens") or values.get("max_length") or 1024
+        filled = {name: value for name, value in chosen.items() if values.get(name) is None}
+        if values.get("kl_target") is not None:
+            filled.pop("kl_coef", None)
+        if "overlong_buffer" in filled and str(limit).isdecimal():
+            filled["overlong_buffer"] = int(limit) // 5
+        return {**values, **filled}
 
 
 class ReinforcePpConfig(RatioConfig):

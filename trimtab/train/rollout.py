@@ -253,8 +253,8 @@ def answer_rewards(
 ) -> dict[int, float]:
     """What the data's own answer to each prompt is worth, by the prompt's number; asked for once, and kept in `known`.
 
-    Taken off the scores of a prompt's completions (`reward_baseline: answer`) it is a constant for them all: the optimum stays where it was,
-    and what differs between prompts no longer drowns what differs between answers (Shen et al. 2403.07708, with one answer).
+    Taken off the scores of a prompt's completions (`reward_baseline: answer`) it is a constant for them all: the optimum stays where it
+    was, and what differs between prompts no longer drowns what differs between answers (Shen et al. 2403.07708, with one answer).
     """
     new = [prompt for prompt in prompts if prompt.index not in known]
     answers = []

@@ -1,0 +1,168 @@
+"""Runs without a critic: what is asked of the rollout, dynamic sampling, the greedy baseline, a reference that is refreshed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trimtab.config import load
+from trimtab.rewards import Answer
+from trimtab.rewards.model import ModelReward
+from trimtab.rewards.shaping import overlong_cost
+from trimtab.rundir import RunFolder
+from trimtab.train.assemble import POLICY, REFERENCE, assemble
+from trimtab.train.online import OnlineTrainer
+from trimtab.train.rollout import score_role
+from trimtab.types import TokenRow
+
+pytestmark = pytest.mark.unit
+
+Keys = Callable[..., dict[str, Any]]
+
+
+def trainer(keys: Keys, stage: str, tmp_path: Path, rm_folder: Path, **more: Any) -> OnlineTrainer:
+    config = load(keys(stage, tmp_path / "run", reward_model=str(rm_folder), **more))
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir(exist_ok=True)
+    return OnlineTrainer(assemble(config), folder)
+
+
+@pytest.mark.parametrize("stage", ["rloo", "grpo", "reinforce_pp", "remax"])
+def test_the_first_minibatch_stands_still(stage: str, keys: Keys, rm_folder: Path, tmp_path: Path) -> None:
+    figures = trainer(keys, stage, tmp_path, rm_folder, learning_rate=1e-2, ppo_epochs=2).step(0)
+    assert figures["first_minibatch/ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert figures["first_minibatch/clip_fraction"] == 0
+    assert figures["first_minibatch/approx_kl"] == pytest.approx(0, abs=1e-7)
+    assert figures["first_minibatch/policy_loss"] == pytest.approx(-figures["first_minibatch/advantage"], abs=1e-4)
+    assert figures["kl/k1_sequence"] == pytest.approx(0, abs=1e-4)
+    assert "grad_norm/critic" not in figures and "value_loss" not in figures
+
+
+@pytest.mark.parametrize("stage", ["rloo", "grpo"])
+def test_results_do_not_depend_on_how_a_batch_is_cut(stage: str, keys: Keys, rm_folder: Path, tmp_path: Path) -> None:
+    expected: dict[str, torch.Tensor] = {}
+    for i, way in enumerate(({"micro_batch_tokens": 1}, {"layout": "padded"}, {"layout": "shared"})):
+        (tmp_path / str(i)).mkdir()
+        one = trainer(keys, stage, tmp_path / str(i), rm_folder, ppo_epochs=2, **way)
+        one.step(0)
+        weights = {name: p.detach().clone() for name, p in one.parameters[POLICY].items()}
+        for name, weight in expected.items():
+            assert torch.allclose(weights[name], weight, atol=2e-5), name
+        expected = weights
+
+
+def by_prompt(varied: set[str]) -> Callable[[Any, Sequence[Answer]], list[float]]:
+    """Scores that vary for these questions and are 1 for every other."""
+
+    def score(self: Any, answers: Sequence[Answer]) -> list[float]:
+        return [
+            float(answer.completion.sample_index) if answer.prompt.example.prompt[-1].content in varied else 1.0
+            for answer in answers
+        ]
+
+    return score
+
+
+def test_dynamic_sampling_fills_the_batch_with_groups_that_vary(
+    keys: Keys, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of nine questions vary: a batch of six prompts is filled by going twice through the data."""
+    varied = {"a", "g", "say l"}
+    monkeypatch.setattr(ModelReward, "score", by_prompt(varied))
+    settings = {"dynamic_sampling": True, "missing_eos_penalty": 0.0, "group_size": 3}
+    one = trainer(keys, "grpo", tmp_path, rm_folder, **settings)
+    figures = one.step(0)
+    assert {row["prompt"][-1] for row in one.current} == varied
+    assert len(one.current) == 6 * 3
+    assert figures["zero_variance_groups"] == 0
+    assert figures["dynamic/left_out"] == one.cursor - 6 > 0
+    assert figures["dynamic/rounds"] > 1
+    assert one.state()["cursor"] == one.cursor
+
+
+def test_dynamic_sampling_gives_up(
+    keys: Keys, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing varies: after three rounds the step is taken on what is there, and moves nothing."""
+    monkeypatch.setattr(ModelReward, "score", by_prompt(set()))
+    settings = {"dynamic_sampling": True, "missing_eos_penalty": 0.0, "dynamic_sampling_rounds": 3, "kl_coef": 0.0}
+    one = trainer(keys, "grpo", tmp_path, rm_folder, **settings)
+    figures = one.step(0)
+    assert figures["dynamic/rounds"] == 3
+    assert figures["zero_variance_groups"] == 1
+    assert figures["grad_norm/policy"] == 0
+
+
+def test_the_greedy_answer_is_the_baseline(
+    keys: Keys, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward of length: the greedy answers are scored beside the samples, once per prompt."""
+    asked: list[int] = []
+
+    def length(self: Any, answers: Sequence[Answer]) -> list[float]:
+        asked.append(len(answers))
+        return [float(len(answer.completion.token_ids)) for answer in answers]
+
+    monkeypatch.setattr(ModelReward, "score", length)
+    one = trainer(keys, "remax", tmp_path, rm_folder, group_size=2, missing_eos_penalty=0.0)
+    figures = one.step(0)
+    assert asked == [12, 6]
+    assert 1 <= figures["reward/greedy"] <= 6
+
+
+def distance(one: OnlineTrainer) -> float:
+    rows = [TokenRow(token_ids=(20, 30, 40, 50, 60), scored=(2, 3, 4))]
+    policy, reference = (score_role(one.session, role, rows, temperature=1.0)["logp"] for role in (POLICY, REFERENCE))
+    return float((policy - reference).abs().max())
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_the_reference_is_refreshed(
+    continued: bool, keys: Keys, sft_folder: Path, rm_folder: Path, tmp_path: Path
+) -> None:
+    """Equal at the start, apart after one step, equal again after two (ref_update_every: 2), and apart after three."""
+    more = {"adapter_name_or_path": str(sft_folder)} if continued else {}
+    one = trainer(keys, "rloo", tmp_path, rm_folder, ref_update_every=2, learning_rate=1e-2, **more)
+    assert distance(one) < 1e-6
+    one.step(0)
+    assert distance(one) > 1e-4
+    one.step(1)
+    assert distance(one) < 1e-6
+    one.step(2)
+    assert distance(one) > 1e-4
+
+
+def test_overlong_cost() -> None:
+    """Limit 100, buffer 20: free up to 80, half at 90, all at 100."""
+    costs = [overlong_cost(n, 100, 20, 2.0) for n in (1, 80, 85, 90, 100)]
+    assert costs == [0.0, 0.0, 0.5, 1.0, 2.0]
+    assert overlong_cost(100, 100, 0, 2.0) == 0.0
+
+
+def test_the_rows_own_answer_as_a_baseline(
+    keys: Keys, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are less what the row's answer is worth, asked for once per prompt: a constant per prompt, so advantages do not change."""
+    asked: list[str] = []
+
+    def lengths(self: Any, answers: Sequence[Answer]) -> list[float]:
+        asked.extend(answer.text for answer in answers)
+        return [float(len(answer.text)) for answer in answers]
+
+    monkeypatch.setattr(ModelReward, "score", lengths)
+    plain, less = {}, {}
+    for found, own in ((plain, "none"), (less, "answer")):
+        (tmp_path / own).mkdir()
+        one = trainer(keys, "rloo", tmp_path / own, rm_folder, reward_baseline=own)
+        asked.clear()
+        found |= one.step(0)
+        texts = {p.example.response.content for p in one.prompts if p.example.response}
+        assert sum(text in texts for text in asked) >= (6 if own == "answer" else 0)
+    assert plain["reward/mean"] == less["reward/mean"]
+    assert plain["advantage/std"] == pytest.approx(less["advantage/std"], rel=1e-5)
+    assert plain["score/mean"] > less["score/mean"] - 10
+    assert plain["score/mean"] != less["score/mean"]
