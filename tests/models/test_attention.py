@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from trimtab.models import attention
 from trimtab.models.attention import Tree, Trees, tree_attention
@@ -40,6 +43,28 @@ def test_who_sees_whom() -> None:
         [0, 0, 0, 0, 0, 1, 0],  # another row sees none of them
         [0, 0, 0, 0, 0, 1, 1],
     ]
+
+
+SHAPES = [(2, [1, 2]), (0, [2]), (5, [3, 1, 4]), (0, [1])]
+
+
+def test_the_function_for_a_gpu_sees_what_the_mask_sees() -> None:
+    trees = grow(SHAPES)
+    seen = create_mask(trees.sees(), 1, 1, trees.n, trees.n, device="cpu")
+    assert torch.equal(seen, trees.mask())
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_both_forms_for_a_gpu_compute_what_the_blocks_do(triton: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """flex_attention with its block mask (uncompiled), and one boolean mask where Triton is missing."""
+    monkeypatch.setattr(attention, "_flex_attention", lambda: flex_attention if triton else None)
+    trees = grow(SHAPES)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, trees.n, 16, generator=generator) for heads in (4, 2, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is not compiled
+        got = attention._on_cuda(q, k, v, trees, 0.3)
+    torch.testing.assert_close(got, tree_attention(q, k, v, trees, 0.3), rtol=1e-5, atol=1e-5)
 
 
 def against_a_dense_mask(trees: Trees) -> None:

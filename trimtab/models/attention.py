@@ -18,7 +18,7 @@ Shapes: n tokens of the sequence, h query heads, j key heads, d numbers per head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -105,15 +105,19 @@ class Trees:
         mask: Tensor = self._mask
         return mask
 
+    def sees(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """The mask as a function of batch, head, row and column, which flex_attention compiles into its kernel."""
+        tree, branch = self.owners()
+
+        def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (k <= q) & (tree[q] == tree[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
+
+        return sees
+
     def block_mask(self) -> Any:
         """The same for flex_attention."""
         if self._block_mask is None:
-            tree, branch = self.owners()
-
-            def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-                return (k <= q) & (tree[q] == tree[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
-
-            self._block_mask = create_block_mask(sees, None, None, self.n, self.n, device=str(self.device))
+            self._block_mask = create_block_mask(self.sees(), None, None, self.n, self.n, device=str(self.device))
         return self._block_mask
 
 
@@ -259,9 +263,8 @@ def tree_attention(
     return out[None]
 
 
-def _on_cuda(
-    q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float
-) -> Tensor:  # pragma: no cover - untested: needs a GPU
+def _on_cuda(q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
+    """The two forms for a GPU; tests run them on a CPU, uncompiled."""
     flex = _flex_attention()
     if flex is None:
         mask = trees.mask()
