@@ -60,6 +60,11 @@ ALGORITHMS = Registry(
             target="trimtab.algos.remax:Remax",
             help="REINFORCE against the policy's own greedy answer",
         ),
+        Row(
+            name="online_dpo",
+            target="trimtab.algos.online_dpo:OnlineDpo",
+            help="DPO on the policy's own answers: the best and the worst of each prompt, by a reward",
+        ),
     ],
 )
 
@@ -109,6 +114,10 @@ class Online(Protocol):
 
     def value_loss(self, values: Float[Tensor, "b t"], batch: RolloutBatch) -> LossTerms:
         """The same for the critic; only where `needs.critic` (others have no such method)."""
+        ...
+
+    def pairs(self, batch: RolloutBatch) -> list[int]:
+        """Rows that are compared: better, worse, better ...; only where `unit` is "pair" (others have no such method)."""
         ...
 
     def next_kl_coef(self, kl_coef: float, kl: float, n: int) -> float:

@@ -25,6 +25,7 @@ from trimtab.config.stages import (
     Integer,
     KtoConfig,
     OnlineConfig,
+    OnlineDpoConfig,
     PreferenceConfig,
     Real,
     RmConfig,
@@ -553,6 +554,15 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
                 "ratio_level", f"{config.ratio_level} with policy_objective: cispo", "its weights are those of tokens",
                 "ratio_level: token",
             )  # fmt: skip
+    if isinstance(config, OnlineDpoConfig):
+        for key in ("kl_coef", "kl_target", "kl_placement", "kl_estimator", "kl_horizon", "entropy_coef"):
+            if getattr(config, key) != type(config).model_fields[key].default:
+                wrong(
+                    key, f"{getattr(config, key)} with stage online_dpo", "pref_beta alone holds the policy to the reference",
+                    "delete it, and set pref_beta",
+                )  # fmt: skip
+        if config.group_size < 2:
+            wrong("group_size", f"{config.group_size}", "an answer alone has none to be compared with", "4 or more")
     if isinstance(config, OnlineConfig):
         if config.ref_update_every and config.do_train:
             if config.finetuning_type != "lora":

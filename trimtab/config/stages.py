@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from trimtab.types import Sampling
 
-ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "remax")
+ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "remax", "online_dpo")
 """The stages that learn from what the policy writes."""
 STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", *ONLINE)
 TRAINING = STAGES
@@ -130,9 +130,9 @@ class StageConfig(BaseModel):
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
-    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "rloo", "grpo", "reinforce_pp", "remax"] = (
-        key("Stage", "sft", "what to train")
-    )
+    stage: Literal[
+        "pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "rloo", "grpo", "reinforce_pp", "remax", "online_dpo"
+    ] = key("Stage", "sft", "what to train")
     do_train: bool = key("Stage", False, "train; without it the file is for chat, predict and export")
     do_eval: bool = key("Stage", False, "evaluate the held-out rows, after training if there is any")
     do_predict: bool = key(
@@ -487,7 +487,10 @@ class PreferenceConfig(StageConfig):
     """What the stages that learn from judged answers have in common."""
 
     pref_beta: Positive = key(
-        "Preferences", 0.1, "weight of the KL to the reference; in orpo, of the odds ratio", stages=_PREFERENCE
+        "Preferences",
+        0.1,
+        "weight of the KL to the reference; in orpo, of the odds ratio",
+        stages=(*_PREFERENCE, "online_dpo"),
     )
     pref_ftx: NonNegative = key(
         "Preferences", 0.0, "weight of the chosen answer's NLL per token, added to the loss", stages=_PREFERENCE
@@ -506,7 +509,10 @@ class DpoConfig(PreferenceConfig):
         "Preferences", "sigmoid", "the loss of stage dpo", stages=("dpo",)
     )
     dpo_label_smoothing: BelowHalf = key(
-        "Preferences", 0.0, "share of labels taken to be the wrong way round (sigmoid, robust, exo)", stages=("dpo",)
+        "Preferences",
+        0.0,
+        "share of labels taken to be the wrong way round (sigmoid, robust, exo)",
+        stages=("dpo", "online_dpo"),
     )
     pref_bco_weight: NonNegative = key(
         "Preferences", 0.0, "weight of the binary classifier's loss beside pref_loss", stages=("dpo",)
@@ -832,6 +838,24 @@ class RemaxConfig(OnlineConfig):
     stage: Literal["remax"] = key("Stage", "remax", "what to train")
 
 
+class OnlineDpoConfig(OnlineConfig):
+    """DPO on the best and the worst of the policy's own answers."""
+
+    stage: Literal["online_dpo"] = key("Stage", "online_dpo", "what to train")
+
+    group_size: Count = key("Online", 4, "answers per prompt", stages=ONLINE)
+    kl_coef: NonNegative = key("Online", 0.0, "refused here: pref_beta is the weight of the KL", stages=ONLINE)
+    pref_beta: Positive = key(
+        "Preferences", 0.1, "weight of the KL to the reference", stages=(*_PREFERENCE, "online_dpo")
+    )
+    dpo_label_smoothing: BelowHalf = key(
+        "Preferences",
+        0.0,
+        "share of labels taken to be the wrong way round",
+        stages=("dpo", "online_dpo"),
+    )
+
+
 class InferConfig(StageConfig):
     """Chat, predict, export and scoring: a file without `do_train`."""
 
@@ -849,5 +873,6 @@ MODELS: dict[str, type[StageConfig]] = {
     "grpo": GrpoConfig,
     "reinforce_pp": ReinforcePpConfig,
     "remax": RemaxConfig,
+    "online_dpo": OnlineDpoConfig,
     "infer": InferConfig,
 }

@@ -151,7 +151,7 @@ def job_of(config: Any, lengths: Lengths, *, bfloat16: bool) -> Job:
 def _refers(config: Any, online: bool) -> bool:
     """Does the stage compare with a reference?"""
     if online:
-        return config.finetuning_type == "lora" or config.stage == "ppo" or bool(config.kl_coef)
+        return config.finetuning_type == "lora" or config.stage in ("ppo", "online_dpo") or bool(config.kl_coef)
     if config.stage == "dpo":
         return config.pref_loss not in _REFERENCE_FREE_LOSSES
     return bool(config.stage == "kto")

@@ -61,6 +61,7 @@ _STAGE_NAMES = {
     "simpo": "SimPO",
     "reinforce_pp": "REINFORCE++",
     "remax": "ReMax",
+    "online_dpo": "online DPO",
 }
 _NOT_KNOWN = "-"
 

@@ -136,6 +136,16 @@ class OnlineTrainer:
     def _update(self, collected: Collected, batch: RolloutBatch, number: int, temperature: float) -> Figures:
         """All epochs and minibatches over one rollout batch."""
         session, config, k = self.session, self.session.config, self.algorithm.group_size
+        if self.algorithm.unit == "pair":
+            compared = self.algorithm.pairs(batch)
+            if not compared:  # every prompt's scores are equal
+                return {"loss": 0.0}
+            batch, k = take(batch, compared), 2
+            collected = replace(
+                collected,
+                rows=[collected.rows[i] for i in compared],
+                rollouts=[collected.rollouts[i] for i in compared],
+            )
         how = Forward(budget=session.budget, room=session.room, layout=session.layout, temperature=temperature)
         only_critic = number < self.warmup
         policy_sums, value_sums, norms = [], [], []
@@ -149,7 +159,10 @@ class OnlineTrainer:
                 rows = [collected.rows[i] for i in which]
                 part = take(batch, which)
                 part_names = [f"{collected.rollouts[i].prompt.example.origin}" for i in which]
-                weights = reduction_weights(part.mask, self.algorithm.reduction, max_length=config.answer_limit)
+                mask = part.mask
+                if self.algorithm.unit == "pair":
+                    mask, part_names = mask.view(-1, 2, mask.shape[-1]).any(dim=1), part_names[::2]
+                weights = reduction_weights(mask, self.algorithm.reduction, max_length=config.answer_limit)
                 minibatch = _Minibatch(self, rows, part, weights, part_names, how)
                 sums = minibatch.policy(only_critic)
                 if not only_critic:
@@ -303,6 +316,7 @@ class _Minibatch:
             self.how,
             value_head=on_policy,
             trunk_learns=not only_critic,
+            unit=2 if algorithm.unit == "pair" else 1,
             names=self.names,
         )
 
@@ -381,7 +395,8 @@ def _mean_figures(policy: list[Sums], value: list[Sums]) -> Figures:
 def _first_minibatch(sums: Sums, part: RolloutBatch, weights: torch.Tensor) -> Figures:
     """Before anything has moved the ratio is 1, nothing is clipped, and the policy loss is minus the mean advantage."""
     found = sums.figures()
-    assert part.advantages is not None
+    if part.advantages is None:  # pairs have none
+        return {}
     advantage = masked_mean(part.advantages, part.mask)
     if weights.ndim == 1:  # one loss per answer: the mean over answers
         advantage = (part.advantages.sum(dim=-1) / part.mask.sum(dim=-1).clamp(min=1)).mean()
