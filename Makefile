@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet 
 .DEFAULT_GOAL := help
 # Two pips in one environment at once (make -j) would break it.
 .NOTPARALLEL:
-.PHONY: help install demo model test coverage lint types imports check format clean
+.PHONY: help install demo model test coverage lint types imports check errors format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ imports: $(VENV)/.installed-dev  ## import-linter: the floors
 	$(BIN)/lint-imports
 
 check: lint types imports  ## lint, types and imports
+
+errors: $(VENV)/.installed-dev  ## write docs/errors.md from the code
+	$(BIN)/python -m tests.errors.table
 
 format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

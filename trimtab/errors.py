@@ -104,7 +104,7 @@ def typed() -> Iterator[None]:
             raise
         raise _refused(error) from error
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or _out_of_memory(error)):
+        if not (isinstance(error, MemoryError) or out_of_memory(error)):
             raise
         raise MachineError(
             "out of memory",
@@ -128,7 +128,7 @@ def _refused(error: OSError) -> MachineError:
     )
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
     """By name and words: this floor knows no torch."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in words)

@@ -8,6 +8,9 @@ from typing import Any, Protocol, cast
 
 from trimtab.errors import ModelError
 
+# What the files of a tokenizer begin with, one of which its words are in.
+FILES = ("tokenizer.", "vocab", "tekken", "spiece", "sentencepiece", "merges", "tokenization_", "qwen.tiktoken")
+
 
 class Tokenizer(Protocol):
     """The part of a transformers tokenizer that data uses."""
@@ -54,6 +57,14 @@ def load_tokenizer(path: str | Path, config: Any = None) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
+    folder = Path(path)
+    if folder.is_dir() and not any(file.name.startswith(FILES) for file in folder.iterdir()):
+        raise ModelError(  # transformers would make one without words
+            f"no tokenizer in {path}",
+            where=str(path),
+            why=f"none of its files is one ({', '.join(FILES)} ...)",
+            remedy="copy the tokenizer's files of the model there too",
+        )
     try:
         loaded = AutoTokenizer.from_pretrained(
             str(path),
@@ -61,11 +72,12 @@ def load_tokenizer(path: str | Path, config: Any = None) -> Tokenizer:
             split_special_tokens=getattr(config, "split_special_tokens", False),
             trust_remote_code=getattr(config, "trust_remote_code", False),
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # broken files fail anywhere in the library, as anything
+        told = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise ModelError(
             f"no tokenizer could be loaded from {path}",
             where=str(path),
-            why=str(error).strip().split("\n")[0],
+            why=told if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {told}",
             remedy="model_name_or_path must be a folder with tokenizer files (tokenizer.json, tokenizer_config.json)",
         ) from error
     if loaded.pad_token is None:

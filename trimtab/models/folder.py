@@ -218,7 +218,14 @@ def read_config(folder: Path, where: str = "") -> dict[str, Any]:
         raise ModelError(
             "the model's config.json is not JSON", where=str(file), why=str(error), remedy="copy or download it again"
         ) from error
-    return cast(dict[str, Any], config)
+    if not isinstance(config, dict):
+        raise ModelError(
+            "the model's config.json is not a JSON object",
+            where=str(file),
+            why=f"it holds {str(config)[:60] or 'nothing'}",
+            remedy="copy or download it again",
+        )
+    return config
 
 
 def weight_files(folder: Path, where: str = "") -> list[Path]:
@@ -229,10 +236,13 @@ def weight_files(folder: Path, where: str = "") -> list[Path]:
             return [folder / whole]
         if index.is_file():
             try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+                names = sorted({str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ModelError(
-                    f"{index.name} is broken", where=str(index), why=str(error), remedy="copy or download it again"
+                    f"{index.name} is broken",
+                    where=str(index),
+                    why=f"it must hold a weight_map of tensor to file ({error})",
+                    remedy="copy or download it again",
                 ) from error
             if missing := [name for name in names if not (folder / name).is_file()]:
                 raise ModelError(
@@ -294,10 +304,20 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         )
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise AdapterError(
             f"{ADAPTER_CONFIG} is not JSON: {error}", where=str(path), remedy="save the adapter again"
         ) from None
+    if not isinstance(settings, dict):
+        raise broken_config(path, "it is not a JSON object")
+    for key in ("r", "lora_alpha"):
+        value = settings.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise broken_config(path, f"{key} is {value!r}, and must be a number above 0")
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = settings.get(key) or {}
+        if not isinstance(patterns, dict) or not all(isinstance(v, int | float) and v > 0 for v in patterns.values()):
+            raise broken_config(path, f"{key} is {patterns!r}, and must give each module a number above 0")
     kind = settings.get("peft_type", "LORA")
     refused = [key for key in ("trainable_token_indices", "layer_replication", "use_qalora") if settings.get(key)]
     if settings.get("bias", "none") != "none":
@@ -310,6 +330,12 @@ def read_adapter(folder: Path) -> dict[str, Any]:
             remedy="merge it into full weights with peft, then give that folder as model_name_or_path",
         )
     return settings
+
+
+def broken_config(path: Path, why: str) -> AdapterError:
+    return AdapterError(
+        f"{ADAPTER_CONFIG} is damaged", where=str(path), why=why, remedy="copy or save the adapter again"
+    )
 
 
 def first_line(error: BaseException) -> str:

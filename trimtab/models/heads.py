@@ -102,6 +102,13 @@ def load_head(folder: Path, hidden_size: int, *, trainable: bool = False) -> tup
             where=str(folder / WEIGHTS),
             remedy="use the reward model's own base",
         )
+    if not bool(weight.isfinite().all()):
+        raise AdapterError(
+            "the value head holds NaN or infinity",
+            where=str(folder / WEIGHTS),
+            why="every score would be NaN",
+            remedy="copy it again, or take an earlier checkpoint of the run that made it",
+        )
     head = ValueHead(hidden_size, trainable=trainable)
     with torch.no_grad():
         head.summary.weight.copy_(weight)

@@ -22,8 +22,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from trimtab.errors import ModelError
-from trimtab.models.folder import check_folder, first_line, read_config, weight_files
+from trimtab.errors import ModelError, out_of_memory
+from trimtab.models.folder import check_folder, read_config, weight_files
 from trimtab.models.packaged import quiet_unless_watched
 
 if TYPE_CHECKING:
@@ -45,6 +45,15 @@ class Packing:
     bits: int
     kind: str = "nf4"
     double: bool = True
+
+
+def _in_short(error: BaseException) -> str:
+    """What a library says of a folder that it cannot load."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if any("ignore_mismatched_sizes" in line for line in lines):
+        return "tensors in the weights have other shapes than config.json asks for: the two are not of one model"
+    text = " ".join(lines[:2])[:300]
+    return text if isinstance(error, (OSError, ValueError, ImportError)) and text else f"{type(error).__name__}: {text}"
 
 
 # ---------------------------------------------------------------------------------------------------- a folder to a model
@@ -93,12 +102,15 @@ def load_base(
             why="reading them could run code that someone put there",
             remedy="use a safetensors copy of the model",
         ) from error
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+    except Exception as error:  # a config that contradicts itself fails anywhere in a library, as anything
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+            raise
         raise ModelError(
             f"transformers cannot load the model in {str(path)!r}",
             where=str(path),
-            why=first_line(error),
-            remedy="check that it is a causal language model, and its own files if it needs trust_remote_code: true",
+            why=_in_short(error),
+            remedy="check that it is a causal language model and copied whole, and its own files if it needs "
+            "trust_remote_code: true",
         ) from error
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", result)
     if missing := sorted(report["missing_keys"]):
@@ -163,7 +175,7 @@ def check_plain_head(model: nn.Module) -> None:
     """Compare `model(ids).logits` with `hidden @ head_weight.T + head_bias` on a few tokens.
 
     Raises:
-        ModelError: they differ: logits that are scaled, capped or computed in another way.
+        ModelError: they differ: logits that are scaled, capped or computed in another way; or are not finite.
     """
     config = cast(Any, model).config
     where = getattr(config, "_name_or_path", "") or type(model).__name__
@@ -180,6 +192,13 @@ def check_plain_head(model: nn.Module) -> None:
     logits = model(input_ids=ids, use_cache=False).logits.float()
     hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
     plain = nn.functional.linear(hidden, weight, bias).float()
+    if not bool(logits.isfinite().all()):
+        raise ModelError(
+            "the model's logits are not finite",
+            where=where,
+            why="NaN or infinity after four tokens: its weights hold such a number, or this number type is too narrow for them",
+            remedy="copy or download the model again, or set compute_dtype: float32",
+        )
     # The same two products in the same type: only the order of sums may differ.
     tolerance = 1e-4 if weight.dtype == torch.float32 else 2e-2
     if logits.shape != plain.shape or not bool((logits - plain).abs().max() <= tolerance * logits.abs().max()):

@@ -394,6 +394,16 @@ def load_adapter(
             raise _misfit(folder, f"it changes {path!r}, which is no linear layer of the base model")
         if set(pair) != {"A", "B"}:
             raise _misfit(folder, f"one of the two matrices of {path!r} is missing")
+        rank = pair["A"].shape[0]
+        if rank != pair["B"].shape[1] or rank != _by_module(settings, "r", "rank_pattern", path, rank):
+            raise _misfit(folder, f"the rank of {path!r} is {rank} in its weights and another in {ADAPTER_CONFIG}")
+        if not (bool(pair["A"].isfinite().all()) and bool(pair["B"].isfinite().all())):
+            raise AdapterError(
+                f"this adapter holds NaN or infinity in {path!r}",
+                where=str(folder / WEIGHTS),
+                why="every answer of the model would be NaN",
+                remedy="copy it again, or take an earlier checkpoint of the run that made it",
+            )
         if pair["A"].shape[1] != base.in_features or pair["B"].shape[0] != base.out_features:
             have = f"{pair['B'].shape[0]} x {pair['A'].shape[1]}"
             raise _misfit(folder, f"{path!r} is {base.out_features} x {base.in_features} in the base and {have} in it")
@@ -432,14 +442,18 @@ def file_hash(folder: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
-def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) with rslora; peft's alpha_pattern keys match the end of a module path, the first wins."""
-    alpha = settings.get("lora_alpha", 8)
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+def _by_module(settings: Mapping[str, Any], key: str, patterns: str, path: str, default: float) -> float:
+    """A number of the config for one module; a pattern's keys match the end of a module path, the first wins, as in peft."""
+    for pattern, value in (settings.get(patterns) or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", path):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+            return float(value)
+    return float(settings.get(key, default))
+
+
+def _scale(settings: Mapping[str, Any], path: str, rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r) with rslora."""
+    alpha = _by_module(settings, "lora_alpha", "alpha_pattern", path, 8)
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

@@ -62,6 +62,13 @@ def stack_adapters(
     names = []
     hashes = [lora.file_hash(Path(path)) for path in paths]
     for i, path in enumerate(paths):
+        if hashes[i] and hashes[i] in hashes[:i]:
+            raise AdapterError(
+                f"{path!r} is named twice",
+                where=str(Path(path)),
+                why=f"its weights are those of {paths[hashes.index(hashes[i])]!r}, and would be added twice",
+                remedy="name each adapter once",
+            )
         twice = [p for p, h in zip(paths, hashes, strict=True) if h and h in contained(Path(path))]
         if twice:
             raise AdapterError(

@@ -151,7 +151,14 @@ def apply(tokenizer: Tokenizer, dialogue: Sequence[Message], add_generation_prom
         return tokenizer.apply_chat_template(
             listed, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking
         )
-    except jinja2.TemplateError as error:
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(
+            f"the tokenizer's chat template is broken: {error}",
+            where=tokenizer.name_or_path,
+            why=f"line {error.lineno} of the template is not Jinja",
+            remedy="copy the tokenizer's files again, or name a template: qwen3, llama3, default ...",
+        ) from None
+    except (jinja2.TemplateError, TypeError, AttributeError, LookupError, ValueError) as error:
         raise TemplateError(
             f"the tokenizer's chat template refuses this dialogue: {error}",
             where=tokenizer.name_or_path,
