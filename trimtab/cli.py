@@ -49,7 +49,7 @@ def train(
         bool, typer.Option("--dry-run", help="check config, data, model folder and adapters, show the plan, and stop")
     ] = False,
 ) -> None:
-    """Train the stage that FILE describes: sft, rm, ppo, rloo, grpo, dpo and their kin."""
+    """Train the stage that FILE describes."""
     if dry_run:
         from trimtab.config import load
         from trimtab.dry_run import dry_run as rehearse

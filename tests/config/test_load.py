@@ -486,11 +486,12 @@ def test_all_mistakes_of_a_file_come_together_in_its_order(tmp_path: Path) -> No
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("stage", ["rloo", "grpo"])
-def test_stages_of_other_versions(stage: str) -> None:
-    error = _error({**SFT, "stage": stage})
-    assert error.what == f"there is no stage {stage!r}"
+def test_stages_that_do_not_exist() -> None:
+    error = _error({**SFT, "stage": "nca"})
+    assert error.what == "there is no stage 'nca'"
     assert "pt, sft, rm" in error.why
+    error = _error({**SFT, "stage": "reinforce++"})
+    assert "stage: reinforce_pp" in error.remedy
     assert "did you mean 'sft'" in _error({**SFT, "stage": "sftt"}).what
 
 
