@@ -77,7 +77,11 @@ def test_sft_is_the_plain_computation_and_saves_an_ordinary_model(
     start = AutoModelForCausalLM.from_pretrained(given["model_name_or_path"], dtype=torch.float32)
     before = dict(start.named_parameters())
     for (name, a), b in zip(expected.named_parameters(), saved.parameters(), strict=True):
-        torch.testing.assert_close(b, a, rtol=0, atol=5e-5)  # steps of 1e-3: a twentieth of one
+        # Steps of 1e-3: within a twentieth of one. Adam moves an element whose gradient is rounding noise as far as any other, so that
+        # one in a thousand may be further off, on a CPU that rounds in another order.
+        off = (b - a).abs()
+        assert float((off > 5e-5).float().mean()) <= 1e-3, name
+        assert float(off.max()) < 5e-4, name
         assert torch.equal(b, before[name]) != trained(name)
     assert not (folder.path / "adapter_config.json").exists()
     assert (folder.path / "tokenizer.json").is_file()
