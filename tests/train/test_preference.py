@@ -16,8 +16,8 @@ from trimtab.config import load
 from trimtab.errors import DataError
 from trimtab.rundir import RunFolder
 from trimtab.train import reference
-from trimtab.train.device import cpu_has_bfloat16
 from trimtab.train.assemble import assemble
+from trimtab.train.device import cpu_has_bfloat16
 from trimtab.train.preference import PreferenceTrainer, mismatched
 from trimtab.types import LossTerms, Scores, TokenRow
 
