@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet 
 .DEFAULT_GOAL := help
 # Two pips in one environment at once (make -j) would break it.
 .NOTPARALLEL:
-.PHONY: help install demo model test coverage lint types imports check errors format clean
+.PHONY: help install demo model test coverage lint types imports check errors mutants format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ check: lint types imports  ## lint, types and imports
 
 errors: $(VENV)/.installed-dev  ## write docs/errors.md from the code
 	$(BIN)/python -m tests.errors.table
+
+mutants: $(VENV)/.installed-dev  ## plant small faults in trimtab/ops and see that its tests notice (minutes; ARGS="--only kl" for one file)
+	$(BIN)/python -m tests.mutants.mutate $(ARGS)
 
 format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
