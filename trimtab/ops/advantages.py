@@ -75,7 +75,8 @@ def discounted_returns(rewards: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"],
 def group_mean(score: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """The mean score of each completion's group; groups are whole and may have any size."""
     index, count = _members(group, score)
-    return (torch.zeros_like(count).index_add(0, index, score) / count)[index]
+    first = _first(score, index, count)
+    return first + (torch.zeros_like(count).index_add(0, index, score - first) / count)[index]
 
 
 def group_std(score: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -97,12 +98,12 @@ def group_baseline(score: Float[Tensor, " b"], group: Int[Tensor, " b"], kind: B
     """
     if kind == "none":
         return torch.zeros_like(score)
-    mean = group_mean(score, group)
     if kind == "mean":
-        return mean
+        return group_mean(score, group)
     index, count = _members(group, score)
-    k = count[index]
-    return torch.where(k > 1, (mean * k - score) / (k - 1).clamp(min=1), torch.zeros_like(score))
+    k, first = count[index], _first(score, index, count)
+    others = torch.zeros_like(count).index_add(0, index, score - first)[index] - (score - first)
+    return torch.where(k > 1, first + others / (k - 1).clamp(min=1), torch.zeros_like(score))
 
 
 def group_advantages(
@@ -132,6 +133,11 @@ def group_advantages(
     mean = reduce(advantages.sum()) / count
     std = (reduce(((advantages - mean) ** 2).sum()) / (count - 1).clamp(min=1)).sqrt()
     return (advantages - mean) / (std + eps)
+
+
+def _first(score: Float[Tensor, " b"], index: Int[Tensor, " b"], count: Float[Tensor, " g"]) -> Float[Tensor, " b"]:
+    """One score of each completion's group (its smallest). Sums are taken of differences from it: those of equal scores are exactly 0."""
+    return torch.zeros_like(count).scatter_reduce(0, index, score, "amin", include_self=False)[index]
 
 
 def _members(group: Int[Tensor, " b"], like: Float[Tensor, " b"]) -> tuple[Int[Tensor, " b"], Float[Tensor, " g"]]:
