@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -184,21 +183,14 @@ def test_a_function_is_loaded_and_called_in_one_thread(tmp_path: Path) -> None:
 
 
 def test_the_thread_ends_with_its_functions() -> None:
-    def count() -> int:
-        return sum(t.name == "trimtab rewards" for t in threading.enumerate())
-
-    gc.collect()
-    before = count()
+    before = set(threading.enumerate())  # with the threads of other tests that have not ended yet
     one = reward(lambda completion: 1.0)
     one.score(ANSWERS)
-    assert count() == before + 1
+    (thread,) = (t for t in threading.enumerate() if t not in before and t.name == "trimtab rewards")
     del one
     gc.collect()
-    for _ in range(200):
-        if count() == before:
-            break
-        time.sleep(0.01)
-    assert count() == before
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 # ------------------------------------------------------------------------------------------------------ what it gives back
