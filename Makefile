@@ -16,10 +16,10 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet 
 .DEFAULT_GOAL := help
 # Two pips in one environment at once (make -j) would break it.
 .NOTPARALLEL:
-.PHONY: help install demo model test coverage lint types imports check errors mutants format clean
+.PHONY: help install demo model test test-learning golden test-resume coverage lint types imports check errors mutants format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## create .venv and install trimtab in it
 
@@ -31,6 +31,15 @@ model: $(VENV)/.installed  ## fetch the default model into the cache
 
 test: $(VENV)/.installed-dev model  ## the default test suite, without network
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-learning: $(VENV)/.installed-dev  ## every algorithm solves a tiny task with three seeds, and thirty steps of it are those on record
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "learning or golden" tests/train/test_learning.py tests/train/test_golden.py $(ARGS)
+
+golden: $(VENV)/.installed-dev  ## record the curves of tests/train/golden anew, for a change that is meant to move them
+	TRIMTAB_GOLDEN=record HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m golden tests/train/test_golden.py $(ARGS)
+
+test-resume: $(VENV)/.installed-dev  ## kill runs of every stage at random moments and resume them (tens of minutes; ARGS="--kills 5" for fewer)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.resume.kills $(ARGS)
 
 coverage: $(VENV)/.installed-dev model  ## the default test suite with coverage of the floors that are all logic
 	HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest $(ARGS)

@@ -25,8 +25,11 @@ pytestmark = pytest.mark.learning
 
 Run = Callable[..., RunFolder]
 
+seeds = pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
+"""One in the default suite, three in `make test-learning`."""
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+
+@seeds
 def test_sft_memorises(seed: int, run: Run, tmp_path: Path) -> None:
     """Three answers by heart: the greedy answer to each question is the one it was taught.
 
@@ -43,7 +46,7 @@ def test_sft_memorises(seed: int, run: Run, tmp_path: Path) -> None:
     assert folder.results("eval")["eval_exact_match"] == 1.0
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@seeds
 def test_a_reward_model_separates(seed: int, run: Run, tmp_path: Path) -> None:
     """On prompts that it has not seen, "yes" scores above "no"."""
     keys = {"max_steps": 15, "learning_rate": 1e-2, "eval_dataset": "pairs_eval", "do_eval": True, "seed": seed}
@@ -73,16 +76,17 @@ PREFERENCES: dict[str, dict[str, Any]] = {
 }
 
 
-def held_out(run: Run, folder: Path, name: str) -> dict[str, Any]:
+def held_out(run: Run, folder: Path, name: str, seed: int = 0) -> dict[str, Any]:
     """Figures on prompts that were not trained on, after 10 steps."""
-    keys = {"stage": "dpo", "eval_dataset": "pairs_eval", **PREFERENCES[name]}
+    keys = {"stage": "dpo", "eval_dataset": "pairs_eval", "seed": seed, **PREFERENCES[name]}
     return run(keys.pop("stage"), folder, max_steps=10, learning_rate=1e-2, do_eval=True, **keys).results("eval")
 
 
+@seeds
 @pytest.mark.parametrize("name", list(PREFERENCES))
-def test_preferences_are_learnt(name: str, run: Run, tmp_path: Path) -> None:
+def test_preferences_are_learnt(name: str, seed: int, run: Run, tmp_path: Path) -> None:
     """On prompts that it has not seen, "yes" has gained on "no": in every pair, and (but for orpo, which starts behind) by a lot."""
-    figures = held_out(run, tmp_path / "r", name)
+    figures = held_out(run, tmp_path / "r", name, seed)
     assert figures["eval_accuracy"] == 1.0
     assert figures["eval_margin"] > 0.3
 
@@ -141,7 +145,8 @@ def rewards(run: Run, rm_folder: Path, folder: Path, stage: str = "ppo", **keys:
     return [row["reward/mean"] for row in done.metrics("train")]
 
 
-@pytest.mark.parametrize(("critic", "seed"), [("adapter", 0), ("adapter", 1), ("adapter", 2), ("head", 0)])
+@seeds
+@pytest.mark.parametrize("critic", ["adapter", "head"])
 def test_ppo_raises_the_reward(
     critic: str, seed: int, run: Run, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,12 +156,13 @@ def test_ppo_raises_the_reward(
     assert sum(found[-3:]) / 3 > 0.8
 
 
+@seeds
 @pytest.mark.parametrize("stage", ["rloo", "grpo", "reinforce_pp", "remax", "online_dpo"])
 def test_the_others_raise_it_without_a_critic(
-    stage: str, run: Run, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, seed: int, run: Run, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ModelReward, "score", small_ids)
-    assert sum(rewards(run, rm_folder, tmp_path / "r", stage)[-3:]) / 3 > 0.8
+    assert sum(rewards(run, rm_folder, tmp_path / "r", stage, seed=seed)[-3:]) / 3 > 0.8
 
 
 @pytest.mark.parametrize("stage", [stage for stage in ONLINE_KEYS if stage != "online_dpo"])  # it has no advantage

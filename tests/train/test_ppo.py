@@ -22,6 +22,7 @@ from trimtab.train.online import OnlineTrainer
 pytestmark = pytest.mark.unit
 
 Keys = Callable[..., dict[str, Any]]
+Run = Callable[..., RunFolder]
 
 
 @pytest.fixture
@@ -259,3 +260,19 @@ def test_texts_are_keyed_by_prompt_and_epoch_not_by_place(trainer: Callable[...,
     texts = [c.token_ids for c in generator.generate(prompts, sampling)]
     assert [c.token_ids for c in generator.generate(prompts[::-1], sampling)] == texts[::-1]
     assert [c.token_ids for c in generator.generate(prompts, replace(sampling, epoch=1))] != texts
+
+
+def test_an_evaluation_can_draw_several_answers_to_a_prompt(
+    run: Run, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers are scored by their place: of three prompts x 3 sampled answers the mean is 4, and 0, 3, 6 are the first of each prompt."""
+    monkeypatch.setattr(ModelReward, "score", lambda self, answers: [float(i) for i in range(len(answers))])
+    folder = run(
+        "ppo", tmp_path / "r", reward_model=str(rm_folder), max_steps=1, eval_dataset="qa_eval", do_eval=True, eval_group_size=3,
+        missing_eos_penalty=0.0,
+    )  # fmt: skip
+    (row,) = folder.metrics("eval")
+    assert (row["eval/reward_greedy"], row["eval/reward_sampled"]) == (1.0, 4.0)
+    shown = [row for row in folder.samples() if row["kind"] == "eval"]
+    assert [row["reward_sampled"] for row in shown] == [0.0, 3.0, 6.0]
+    assert [row["reward_greedy"] for row in shown] == [0.0, 1.0, 2.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from trimtab.errors import ConfigError, RunError
 from trimtab.rundir import RunFolder
+from trimtab.train import loop
 from trimtab.train.offline import OfflineTrainer
 
 pytestmark = pytest.mark.unit
@@ -193,6 +195,20 @@ def test_early_stopping(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [row["step"] for row in folder.metrics("train")] == [1, 2, 3, 4]
     assert folder.status() == "finished"
     assert folder.latest_checkpoint() == folder.path / "checkpoint-4"
+
+
+def test_a_run_ends_by_the_minutes_in_its_steps(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that jumps a minute at every look: two looks a step, so a step takes a minute, and 2.5 minutes are over after three."""
+    minutes = itertools.count()
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 60.0 * next(minutes))
+    monkeypatch.setattr(loop._Clock, "seconds", lambda self: 0.0)
+    folder = run(
+        "sft", tmp_path / "r", max_steps=9, max_minutes=2.5, eval_dataset="qa_eval", eval_strategy="steps", eval_steps=1
+    )
+    assert [row["step"] for row in folder.metrics("train")] == [1, 2, 3]
+    assert folder.status() == "finished"
+    state = json.loads((folder.path / "checkpoint-3" / "state" / "state.json").read_text())
+    assert state["in_steps"] == 180.0
 
 
 def test_the_oldest_checkpoints_go(run: Run, tmp_path: Path) -> None:

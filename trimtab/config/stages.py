@@ -279,6 +279,12 @@ class StageConfig(BaseModel):
         "Optimisation", 3.0, "passes over the data, unless max_steps is set", stages=TRAINING
     )
     max_steps: Integer = key("Optimisation", -1, "steps in all; 0 or less: by num_train_epochs", stages=TRAINING)
+    max_minutes: Positive | None = key(
+        "Optimisation",
+        None,
+        "end at the first step after so many minutes in steps (set-up, evaluations and saves do not count)",
+        stages=TRAINING,
+    )
     lr_scheduler_type: Literal[
         "linear",
         "cosine",
@@ -624,6 +630,7 @@ class OnlineConfig(StageConfig):
     entropy_coef: NonNegative = key("Online", 0.0, "weight of an entropy bonus", stages=ONLINE)
     ppo_epochs: Count = key("Online", 1, "passes over each rollout batch", stages=ONLINE)
     group_size: Count = key("Online", 1, "answers per prompt", stages=ONLINE)
+    eval_group_size: Count = key("Online", 1, "sampled answers per held-out prompt in an evaluation", stages=ONLINE)
     kl_coef: NonNegative = key(
         "Online", _kl_start, "weight of the KL to the reference; start value when adaptive (then 0.2)", stages=ONLINE
     )

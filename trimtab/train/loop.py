@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,6 +99,9 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                 if progress.patience_is_over():
                     say(f"stopped at step {number}: no better evaluation in the last {config.early_stopping_steps}")
                     break
+                if progress.time_is_up():
+                    say(f"stopped at step {number}: its steps have taken max_minutes: {config.max_minutes:g}")
+                    break
                 warmup = config.warmup(total)
                 factor = schedule(
                     config.lr_scheduler_type,
@@ -112,7 +115,7 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                     set_learning_rate(optimizer, trainer.learning_rates[role] * factor)
                 torch.manual_seed(config.seed * 1_000_003 + number)  # dropout; nothing else reads torch's generator
                 try:
-                    with memory.phase("update"):
+                    with memory.phase("update"), progress.stepping():
                         figures = trainer.step(number)
                 except RewardError:
                     progress.keep(number)
@@ -184,6 +187,7 @@ class _Progress:
         self.session, self.trainer, self.folder, self.total, self.clock = session, trainer, folder, total, clock
         self.config = session.config
         self.step = 0
+        self.in_steps = 0.0
         self.tokens = 0
         self.completions = 0
         self.last_eval: Figures = {}
@@ -282,6 +286,16 @@ class _Progress:
         patience = self.config.early_stopping_steps
         return patience is not None and self.evaluations_since_best >= patience
 
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Adds to the seconds spent in steps, which max_minutes is about: set-up, evaluations and saves are not training."""
+        started = time.monotonic()
+        yield
+        self.in_steps += time.monotonic() - started
+
+    def time_is_up(self) -> bool:
+        return self.config.max_minutes is not None and self.in_steps >= 60 * self.config.max_minutes
+
     def _row(self, step: int, kind: str, figures: Figures) -> dict[str, Any]:
         return {
             "step": step,
@@ -321,6 +335,7 @@ class _Progress:
             "tokens": self.tokens,
             "completions": self.completions,
             "seconds": self.clock.seconds(),
+            "in_steps": self.in_steps,
             "evaluated_at": self.evaluated_at,
             "best": self.best,
             "best_step": self.best_step,
@@ -346,7 +361,7 @@ class _Progress:
         step = int(state["step"])
         self.step, self.tokens, self.completions = step, state["tokens"], state["completions"]
         self.saved_at = step if path == self.folder.checkpoint_path(step) else -1
-        self.clock.before = state["seconds"]
+        self.clock.before, self.in_steps = state["seconds"], state.get("in_steps", 0.0)
         self.best, self.best_step = state["best"], state["best_step"]
         self.evaluations_since_best, self.losses = state["evaluations_since_best"], list(state["losses"])
         self.session.budget = min(self.session.budget, state.get("budget", self.session.budget))

@@ -194,6 +194,7 @@ class OnlineTrainer:
 
         Sampled answers are drawn as rollouts are, so that their KL means something; where the file writes top_k, top_p or
         repetition_penalty, the answers that are rewarded are drawn with them, and the KL is taken on answers drawn without.
+        With `eval_group_size` each prompt has several sampled answers, and the first of them is shown.
         """
         config = self.session.config
         prompts = self.session.data.eval_prompts[: config.eval_max_samples]
@@ -205,19 +206,21 @@ class OnlineTrainer:
         plain = self.sampling(seed=config.seed + 1, epoch=0)
         filtered = with_filters(plain, config)
         figures: Figures = {}
-        for name, sampling in (("greedy", replace(plain, temperature=0.0)), ("sampled", filtered)):
-            completions = self.session.generator().generate(prompts, sampling)
-            rollouts = reward_completions(self.session, self.reward, prompts, completions)
+        k = config.eval_group_size
+        owners = [prompt for prompt in prompts for _ in range(k)]
+        for name, sampling, each in (("greedy", replace(plain, temperature=0.0), 1), ("sampled", filtered, k)):
+            completions = self.session.generator().generate(prompts, sampling, k=each)
+            rollouts = reward_completions(self.session, self.reward, owners if each > 1 else prompts, completions)
             figures[f"reward_{name}"] = sum(r.reward for r in rollouts) / len(rollouts)
-            for row, rollout in zip(shown, rollouts, strict=True):
+            for row, rollout in zip(shown, rollouts[::each], strict=True):
                 row[name], row[f"reward_{name}"] = rollout.text, rollout.reward
             if name == "greedy" and all(p.example.response is not None for p in prompts):
                 figures |= score_tasks(config.eval_tasks, [r.text for r in rollouts], prompts)
         figures["length"] = sum(len(c.token_ids) for c in completions) / len(completions)
         figures["finished_rate"] = sum(c.finished for c in completions) / len(completions)
         if filtered != plain:
-            completions = self.session.generator().generate(prompts, plain)
-        figures |= self._distance(prompts, completions, plain.temperature)
+            completions = self.session.generator().generate(prompts, plain, k=k)
+        figures |= self._distance(owners, completions, plain.temperature)
         for row, prompt in zip(shown, prompts, strict=True):
             row["gold"] = prompt.example.response.content if prompt.example.response else None
             self.folder.append_sample(row)
