@@ -155,6 +155,28 @@ def evaluate(
         print(f"{name}  {value:.6g}")
 
 
+@app.command()
+def prove(
+    full: Annotated[bool, typer.Option("--full", help="whole training runs too: a quarter of an hour")] = False,
+    output: Annotated[Path | None, typer.Option("--output", help="write claims and numbers here as JSON")] = None,
+) -> None:
+    """Show that the algorithms are what their papers say.
+
+    Expected gradients, KL estimators and preference optima by enumeration; with --full, runs on problems whose optimum is known.
+    The exit code is 1 if a claim does not hold (docs/proofs.md).
+    """
+    from trimtab.proofs import prove as measure
+    from trimtab.proofs import table
+    from trimtab.rundir import write_json
+
+    claims = measure(full=full)
+    print(table(claims))
+    if output is not None:
+        write_json(output, {"claims": [claim.record() for claim in claims]})
+    if not all(claim.held for claim in claims):
+        raise typer.Exit(1)
+
+
 rm_app = typer.Typer(help="Look at a reward model.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(rm_app, name="rm")
 

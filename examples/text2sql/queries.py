@@ -319,7 +319,7 @@ MISTAKES: tuple[tuple[Mistake, int], ...] = (
 # of whose mistakes are broken form, it learns to judge form and to like >= better than <; PPO then writes >= everywhere.)
 DEMO_MISTAKES: tuple[tuple[Mistake, int], ...] = (
     (wrong_column, 4),
-    (swapped_comparison, 5),
+    (swapped_comparison, 14),
     (counted, 4),
     (wrong_aggregate, 2),
     (wrong_filter_column, 2),

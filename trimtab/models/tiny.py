@@ -81,6 +81,61 @@ def make_tiny(family: Family, folder: Path | str, seed: int = 0) -> Path:
     return folder
 
 
+def make_prefix_table(
+    folder: Path | str, *, letters: str = "ab", digits: str = "1", depth: int = 2, seed: int = 0
+) -> Path:
+    """Save a random prefix table (`models/enumerable.py`) with the tokenizer of qwen2 (chatml) as a model folder; returns the folder.
+
+    Args:
+        letters: what answers are made of, one character each.
+        digits: characters in a question, each of which chooses a table of its own.
+        depth: letters of the longest answer.
+    """
+    from trimtab.models.enumerable import PrefixTableConfig, PrefixTableForCausalLM, register
+
+    register()
+    tokenizer = tiny_tokenizer("qwen2")
+    ids: Any = tokenizer.convert_tokens_to_ids
+    config = PrefixTableConfig(
+        letters=tuple(ids(list(letters))),
+        end=tokenizer.eos_token_id,
+        digits=tuple(ids(list(digits))),
+        depth=depth,
+        vocab_size=VOCAB_SIZE,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = PrefixTableForCausalLM(config)
+    with quiet_unless_watched():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
+def make_few_tokens(folder: Path | str, *, letters: str = "ab", seed: int = 0) -> Path:
+    """Save a tiny Qwen2 that answers in these letters only (`models/enumerable.py`) as a model folder; returns the folder."""
+    from trimtab.models.enumerable import NEVER, FewTokensConfig, FewTokensForCausalLM, register
+
+    register()
+    tokenizer = tiny_tokenizer("qwen2")
+    ids: Any = tokenizer.convert_tokens_to_ids
+    base = tiny_model("qwen2", seed)
+    keys = {**base.config.to_dict(), "tie_word_embeddings": False}
+    for name in ("model_type", "architectures"):
+        keys.pop(name, None)
+    with torch.random.fork_rng(devices=[]):
+        model: Any = FewTokensForCausalLM(FewTokensConfig(**keys))
+    model.load_state_dict({**base.state_dict(), "lm_head.bias": torch.full((VOCAB_SIZE,), NEVER)})
+    with torch.no_grad():
+        model.lm_head.bias[[*ids(list(letters)), tokenizer.eos_token_id]] = 0.0
+    with quiet_unless_watched():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
 def tiny_model(family: Family, seed: int = 0) -> PreTrainedModel:
     """The model of `make_tiny`, in memory, in eval mode."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM

@@ -1,0 +1,178 @@
+"""Items 3 and 4: where preference losses are at rest, and that no policy lies above the best of its KL.
+
+Item 3 gives a loss every pair of answers with the labels that a Bradley-Terry annotator would give, in the proportions in which it would
+give them, through the algorithm's own `loss`. The optimum of DPO is then pi* (Rafailov et al. 2305.18290), that of IPO the one of its paper
+(Azar et al. 2310.12036), that of robust DPO pi* again when a known share of the labels is turned round (Chowdhury et al. 2403.00409).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.algos.dpo import Dpo
+from trimtab.algos.rloo import Rloo
+from trimtab.proofs.claims import Claim, at_least, at_most
+from trimtab.proofs.gradients import EXACT, expected_gradient
+from trimtab.proofs.problem import Problem, random_problem
+from trimtab.types import PreferenceBatch, Scores
+
+FLIPPED = 0.2
+"""Share of labels that are the wrong way round, where robust DPO is told so."""
+
+
+# -------------------------------------------------------------------------------------------------------- 3: preferences
+
+
+def expected_loss(problem: Problem, algorithm: Dpo, logits: Tensor, *, flipped: float = 0.0) -> Tensor:
+    """The mean loss over all ordered pairs of different answers, each as likely, labelled by sigmoid(r_w - r_l)."""
+    count = len(problem.answers)
+    pairs = torch.tensor([(i, j) for i in range(count) for j in range(count) if i != j])
+    right = torch.sigmoid(problem.rewards[pairs[:, 0]] - problem.rewards[pairs[:, 1]])
+    weight = (1 - flipped) * right + flipped * (1 - right)
+    rows = pairs.flatten()
+    logp = problem.token_logps(logits)
+    mask = problem.mask[rows]
+    batch = PreferenceBatch(mask=mask, logp_ref=problem.token_logps(problem.logits_ref)[rows])
+    loss = algorithm.loss(Scores(logp=logp[rows], entropy=torch.zeros_like(logp[rows])), batch).loss
+    return (weight * loss).sum() / weight.sum()
+
+
+def _slope(problem: Problem, algorithm: Dpo, logp: Tensor, *, flipped: float = 0.0) -> float:
+    """The largest part of the gradient at a policy given by its answers' log-probabilities."""
+    logits = problem.table_of(logp).requires_grad_()
+    return float(torch.autograd.grad(expected_loss(problem, algorithm, logits, flipped=flipped), logits)[0].abs().max())
+
+
+def _minimised(problem: Problem, algorithm: Dpo, *, flipped: float = 0.0) -> Tensor:
+    """log pi `[y]` where the loss is least, from the reference on."""
+    logits = problem.logits_ref.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [logits],
+        max_iter=500,
+        tolerance_grad=1e-13,
+        tolerance_change=1e-16,
+        history_size=50,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = expected_loss(problem, algorithm, logits, flipped=flipped)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return problem.logps(logits.detach())
+
+
+def ipo_optimum(problem: Problem, tau: float) -> Tensor:
+    """log pi `[y]` proportional to ref exp(P(y) / tau), P the mean probability of y being preferred, answers as likely as one another.
+
+    With p the probability that y is preferred to z, the mean of (h - 1/(2 tau))^2 over both labels of a pair is
+    (h_y - h_z - (2 p - 1)/(2 tau))^2 and a constant; least squares over all pairs makes h_y the mean of (2 p - 1)/(2 tau) over all answers
+    z, y itself (p = 1/2) among them.
+    """
+    n = len(problem.answers)
+    p = torch.sigmoid(problem.rewards[:, None] - problem.rewards[None])
+    h = (2 * p - 1).sum(dim=-1) / (2 * tau) / n
+    return torch.log_softmax(problem.logp_ref + h, dim=0)
+
+
+def preferences() -> list[Claim]:
+    """Item 3."""
+    problem = random_problem(7, letters="ab", depth=2, beta=0.5)
+    beta = problem.beta
+    # the annotator goes by r_w - r_l and DPO by beta h: at its optimum r = beta log(pi / ref) up to a constant, which is pi*
+    dpo, robust, ipo = (
+        Dpo(beta=beta),
+        Dpo(pref_loss="robust", beta=beta, smoothing=FLIPPED),
+        Dpo(pref_loss="ipo", beta=beta),
+    )
+
+    def far(a: Tensor, b: Tensor) -> float:
+        return float((a - b).abs().max())
+
+    best, of_ipo = problem.optimum, ipo_optimum(problem, beta)
+    return [
+        at_most(3, "DPO rests at pi*", _slope(problem, dpo, best), EXACT),
+        at_most(3, "... and is led there from the reference: log pi", far(_minimised(problem, dpo), best), 1e-6),
+        at_most(3, "IPO rests at its own optimum", _slope(problem, ipo, of_ipo), EXACT),
+        at_most(3, "... and is led there", far(_minimised(problem, ipo), of_ipo), 1e-6),
+        at_least(3, "... which is not pi*", far(of_ipo, best), 1e-2),
+        at_most(
+            3,
+            f"robust DPO rests at pi* with {FLIPPED:.0%} of the labels turned round",
+            _slope(problem, robust, best, flipped=FLIPPED),
+            EXACT,
+        ),
+        at_most(3, "... and is led there", far(_minimised(problem, robust, flipped=FLIPPED), best), 1e-6),
+        at_least(3, "... DPO with those labels is not", _slope(problem, dpo, best, flipped=FLIPPED), 1e-3),
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- 4: frontier
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy's KL to the reference and mean reward."""
+
+    kl: float
+    reward: float
+
+
+def point(problem: Problem, logp: Tensor) -> Point:
+    """Where a policy given by its answers' log-probabilities `[y]` lies."""
+    p = logp.exp()
+    return Point(float((p * (logp - problem.logp_ref)).sum()), float((p * problem.rewards).sum()))
+
+
+def above(problem: Problem, where: Point) -> float:
+    """How far a point lies above the best mean reward of any policy with its KL; not above: 0 or less.
+
+    For every beta E[r] <= beta log Z(beta) + beta KL, with equality at pi*(beta): the best reward at a KL is the least of these bounds.
+    """
+    betas = torch.logspace(-3, 3, 4001, dtype=torch.float64)
+    log_z = torch.logsumexp(problem.logp_ref[None] + problem.rewards[None] / betas[:, None], dim=-1)
+    return where.reward - float((betas * (log_z + where.kl)).min())
+
+
+def frontier() -> list[Claim]:
+    """Item 4."""
+    problem = random_problem(8, letters="ab", depth=2, beta=0.3)
+    generator = torch.Generator().manual_seed(9)
+    tables = [
+        scale * torch.randn(problem.logits_ref.shape, generator=generator, dtype=torch.float64)
+        + share * problem.logits_ref
+        for scale in (0.1, 0.5, 1.0, 3.0)
+        for share in (0.0, 1.0)
+        for _ in range(125)
+    ]
+    drawn = max(above(problem, point(problem, problem.logps(logits))) for logits in tables)
+    path = walk(problem, Rloo(group_size=2))
+    walked = [above(problem, point(problem, problem.logps(logits))) for logits in path]
+    gap = problem.best - float(problem.objective(problem.logps(path[-1])))
+    return [
+        at_most(4, f"no random policy of {len(tables)} lies above the frontier", drawn, EXACT),
+        at_most(4, f"no step of {len(path) - 1} along RLOO's expected gradient does", max(walked), EXACT),
+        at_most(4, "... whose last lies on it", -walked[-1], 1e-4),
+        at_most(4, "... at the point of its beta: beta log Z - J", gap, 1e-6),
+    ]
+
+
+def walk(problem: Problem, algorithm: Any, steps: int = 150) -> list[Tensor]:
+    """Tables from the reference on, each a step of Adam down the algorithm's expected gradient, the rate falling to 0."""
+    logits = problem.logits_ref.clone()
+    optimizer = torch.optim.Adam([logits], lr=0.2, betas=(0.9, 0.9))
+    path = [logits.clone()]
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / steps)
+        logits.grad = expected_gradient(problem, algorithm, logits, k=algorithm.group_size)
+        optimizer.step()
+        path.append(logits.clone())
+    return path
