@@ -56,8 +56,8 @@ TRAINING: dict[str, Measure] = {
     "explained_variance": Measure(label="explained variance", better="more"),
     "value_loss": Measure(label="value loss", better="less"),
 }
+# The stages that are not written as their name in capitals.
 _STAGE_NAMES = {
-    **{stage: stage.upper() for stage in ("pt", "sft", "rm", "ppo", "dpo", "kto", "orpo", "rloo", "grpo")},
     "simpo": "SimPO",
     "reinforce_pp": "REINFORCE++",
     "remax": "ReMax",
@@ -117,7 +117,7 @@ def stage_table(folders: Iterable[str | Path]) -> Table:
     for heading in ("before", "after", "time", "tokens/s", "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in stage_rows(folders):
-        name = _STAGE_NAMES.get(row["stage"], str(row["stage"]))
+        name = _STAGE_NAMES.get(row["stage"], str(row["stage"]).upper())
         done = row["status"] == "finished"
         cost = [
             _duration(row["seconds"]),
@@ -181,7 +181,7 @@ def summarise(folder: str | Path) -> RenderableType:
     from rich.text import Text
 
     facts = summary(folder)
-    stage = _STAGE_NAMES.get(facts["stage"], str(facts["stage"]))
+    stage = _STAGE_NAMES.get(facts["stage"], str(facts["stage"]).upper())
     steps = f"step {facts['steps']}" + (f" of {facts['total_steps']}" if facts["total_steps"] else "")
     line = ", ".join(
         part
