@@ -398,7 +398,7 @@ def _mean_figures(policy: list[Sums], value: list[Sums]) -> Figures:
 def _first_minibatch(sums: Sums, part: RolloutBatch, weights: torch.Tensor) -> Figures:
     """Before anything has moved the ratio is 1, nothing is clipped, and the policy loss is minus the mean advantage."""
     found = sums.figures()
-    if part.advantages is None:  # pairs have none
+    if part.advantages is None or "ratio_max" not in found:  # pairs have none; what is imitated has no ratio
         return {}
     advantage = masked_mean(part.advantages, part.mask)
     if weights.ndim == 1:  # one loss per answer: the mean over answers
