@@ -48,7 +48,9 @@ def test_the_group_s_own_mean_as_rloo_s_baseline_is_seen(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         Rloo, "credit", lambda self, batch, **keys: credit(replace(self, baseline="mean"), batch, **keys)
     )
-    assert failed(gradients()) == ["RLOO's expected gradient is that of J"]
+    seen = failed(gradients())
+    assert "RLOO's expected gradient is that of J" in seen
+    assert not any("PPO" in text or "ReMax" in text for text in seen)
 
 
 def test_a_turned_sign_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +61,7 @@ def test_a_turned_sign_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(terms, loss=-terms.loss)
 
     monkeypatch.setattr(Grpo, "policy_loss", turned)
-    assert len(failed(gradients())) == 2
+    assert len(failed(gradients())) == 3
 
 
 def test_a_shifted_value_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +73,9 @@ def test_a_shifted_value_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return credit(self, replace(batch, values=batch.values.roll(-1, dims=-1)), **keys)
 
     monkeypatch.setattr(Ppo, "credit", late)
-    assert failed(gradients()) == ["PPO's is that of J with any critic, lambda = 1, not whitened"]
+    seen = failed(gradients())
+    assert "PPO's is that of J with any critic, lambda = 1, not whitened" in seen
+    assert all("PPO" in text or "the same" in text for text in seen)
 
 
 def test_a_forgotten_reference_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +86,7 @@ def test_a_forgotten_reference_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         return loss(self, scores, replace(batch, logp_ref=torch.zeros_like(batch.logp_ref)))
 
     monkeypatch.setattr(Dpo, "loss", blind)
-    assert len(failed(preferences())) == 6
+    assert len(failed(preferences())) == 7
 
 
 # ------------------------------------------------------------------------------------------------- the problems by hand

@@ -2,6 +2,7 @@
 
     items   file                                                                        takes
     1, 2    gradients.py    expected gradients by enumeration; KL as value and as loss  a second
+    1, 2    steps.py        the same through a file's keys and the loop's reduction     a second
     3, 4    optima.py       where preference losses rest; the frontier                  a dozen seconds
     5, 6    convergence.py  whole runs on enumerable problems; runs that must fail      minutes (`--full`)
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+EXACT = 1e-12
+"""What rounding may leave of an equality in float64."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:

@@ -21,12 +21,10 @@ from trimtab.algos.remax import Remax
 from trimtab.algos.rloo import Rloo
 from trimtab.algos.surrogate import Surrogate
 from trimtab.ops.kl import Estimator, Placement, estimate
-from trimtab.proofs.claims import Claim, at_least, at_most
-from trimtab.proofs.problem import Problem, random_problem
+from trimtab.proofs.claims import EXACT, Claim, at_least, at_most
+from trimtab.proofs.problem import Problem, far, random_problem, true_gradient
+from trimtab.proofs.steps import kl_steps, steps
 from trimtab.types import RolloutBatch, Scores
-
-EXACT = 1e-12
-
 
 # -------------------------------------------------------------------------------------------------------- expectations
 
@@ -67,17 +65,6 @@ def expected_gradient(
     return gradient
 
 
-def true_gradient(problem: Problem, logits: Tensor) -> Tensor:
-    """Of -J, which a step should descend `[s a]`."""
-    logits = logits.detach().clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(-problem.objective(problem.logps(logits)), logits)
-    return gradient
-
-
-def _far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max())
-
-
 # ------------------------------------------------------------------------------------------------------ 1: the gradients
 
 
@@ -100,12 +87,13 @@ def gradients() -> list[Claim]:
     bootstrapped = expected_gradient(problem, Ppo(gae_lambda=0.5, whiten_advantages=False), logits, k=1, values=critic)
     remax = expected_gradient(problem, Remax(), logits, k=1)
     return [
-        at_most(1, "RLOO's expected gradient is that of J", _far(rloo, truth), EXACT),
-        at_most(1, f"Dr.GRPO's is (k - 1)/k of it, k = {k}", _far(dr_grpo, (k - 1) / k * truth), EXACT),
-        at_most(1, "ReMax's is that of J", _far(remax, truth), EXACT),
-        at_most(1, "PPO's is that of J with any critic, lambda = 1, not whitened", _far(ppo, truth), EXACT),
-        at_least(1, "... and is not with a wrong critic and lambda = 0.5", _far(bootstrapped, truth), 1e-3),
+        at_most(1, "RLOO's expected gradient is that of J", far(rloo, truth), EXACT),
+        at_most(1, f"Dr.GRPO's is (k - 1)/k of it, k = {k}", far(dr_grpo, (k - 1) / k * truth), EXACT),
+        at_most(1, "ReMax's is that of J", far(remax, truth), EXACT),
+        at_most(1, "PPO's is that of J with any critic, lambda = 1, not whitened", far(ppo, truth), EXACT),
+        at_least(1, "... and is not with a wrong critic and lambda = 0.5", far(bootstrapped, truth), 1e-3),
         *_difficulty(),
+        *steps(),
     ]
 
 
@@ -140,7 +128,7 @@ def _difficulty() -> list[Claim]:
         logits = torch.tensor([[p, 1 - p]], dtype=torch.float64).log()
         factors[p] = difficulty_factor(p, k)
         found = expected_gradient(quiz, grpo, logits, k=k)
-        errors.append(_far(found, factors[p] * true_gradient(quiz, logits)))
+        errors.append(far(found, factors[p] * true_gradient(quiz, logits)))
     return [
         at_most(1, f"GRPO's is c(p, k) times that of J, c derived by hand, k = {k}", max(errors), EXACT),
         at_least(1, f"... so it is of no mean reward: c(0.05, {k}) / c(0.5, {k})", factors[0.05] / factors[0.5], 1.2),
@@ -154,7 +142,7 @@ def kl() -> list[Claim]:
     """Item 2."""
     one = random_problem(4, letters="abcd", depth=1, beta=0.5)
     logits = random_problem(5, letters="abcd", depth=1).logits_ref
-    return [*_kl_values(one, logits), *_kl_losses(one, logits), *_kl_optima(one, logits)]
+    return [*_kl_values(one, logits), *_kl_losses(one, logits), *_kl_optima(one, logits), *kl_steps()]
 
 
 def _kl_values(problem: Problem, logits: Tensor) -> list[Claim]:
@@ -186,9 +174,9 @@ def _kl_losses(problem: Problem, logits: Tensor) -> list[Claim]:
     forward = gradient((logp_ref.exp() * (logp_ref - logp)).sum())
     return [
         at_most(2, "as a loss, k1 has gradient 0 on average", float(found["k1"].abs().max()), EXACT),
-        at_most(2, "... k2 that of KL(pi, ref)", _far(found["k2"], reverse), EXACT),
-        at_most(2, "... k3 that of KL(ref, pi)", _far(found["k3"], forward), EXACT),
-        at_least(2, "... which is another gradient", _far(found["k3"], reverse), 1e-3),
+        at_most(2, "... k2 that of KL(pi, ref)", far(found["k2"], reverse), EXACT),
+        at_most(2, "... k3 that of KL(ref, pi)", far(found["k3"], forward), EXACT),
+        at_least(2, "... which is another gradient", far(found["k3"], reverse), 1e-3),
     ]
 
 
@@ -232,7 +220,7 @@ def _kl_optima(problem: Problem, logits: Tensor) -> list[Claim]:
         at_most(
             2,
             "k1 in the loss is no KL at all: the gradient is that of the reward",
-            _far(at(logits, "loss", "k1"), no_kl),
+            far(at(logits, "loss", "k1"), no_kl),
             EXACT,
         ),
     ]

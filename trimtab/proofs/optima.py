@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import hessian, jacobian
 
 from trimtab.algos.dpo import Dpo
 from trimtab.algos.rloo import Rloo
-from trimtab.proofs.claims import Claim, at_least, at_most
-from trimtab.proofs.gradients import EXACT, expected_gradient
+from trimtab.ops.kl import k1
+from trimtab.proofs.claims import EXACT, Claim, at_least, at_most
+from trimtab.proofs.gradients import expected_gradient, forward_optimum
 from trimtab.proofs.problem import Problem, random_problem
 from trimtab.types import PreferenceBatch, Scores
 
@@ -27,12 +29,20 @@ FLIPPED = 0.2
 # -------------------------------------------------------------------------------------------------------- 3: preferences
 
 
-def expected_loss(problem: Problem, algorithm: Dpo, logits: Tensor, *, flipped: float = 0.0) -> Tensor:
-    """The mean loss over all ordered pairs of different answers, each as likely, labelled by sigmoid(r_w - r_l)."""
+def expected_loss(
+    problem: Problem, algorithm: Dpo, logits: Tensor, *, flipped: float = 0.0, drawn: Tensor | None = None
+) -> Tensor:
+    """The mean loss over all ordered pairs of different answers, labelled by sigmoid(r_w - r_l).
+
+    Args:
+        drawn: the share `[y]` that each answer has of those that are paired; None: all as likely as one another.
+    """
     count = len(problem.answers)
     pairs = torch.tensor([(i, j) for i in range(count) for j in range(count) if i != j])
     right = torch.sigmoid(problem.rewards[pairs[:, 0]] - problem.rewards[pairs[:, 1]])
     weight = (1 - flipped) * right + flipped * (1 - right)
+    if drawn is not None:
+        weight = weight * drawn[pairs].prod(dim=-1)
     rows = pairs.flatten()
     logp = problem.token_logps(logits)
     mask = problem.mask[rows]
@@ -41,33 +51,36 @@ def expected_loss(problem: Problem, algorithm: Dpo, logits: Tensor, *, flipped: 
     return (weight * loss).sum() / weight.sum()
 
 
-def _slope(problem: Problem, algorithm: Dpo, logp: Tensor, *, flipped: float = 0.0) -> float:
+def _slope(
+    problem: Problem, algorithm: Dpo, logp: Tensor, *, flipped: float = 0.0, drawn: Tensor | None = None
+) -> float:
     """The largest part of the gradient at a policy given by its answers' log-probabilities."""
     logits = problem.table_of(logp).requires_grad_()
-    return float(torch.autograd.grad(expected_loss(problem, algorithm, logits, flipped=flipped), logits)[0].abs().max())
+    loss = expected_loss(problem, algorithm, logits, flipped=flipped, drawn=drawn)
+    return float(torch.autograd.grad(loss, logits)[0].abs().max())
 
 
 def _minimised(problem: Problem, algorithm: Dpo, *, flipped: float = 0.0) -> Tensor:
     """log pi `[y]` where the loss is least, from the reference on."""
-    logits = problem.logits_ref.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [logits],
-        max_iter=500,
-        tolerance_grad=1e-13,
-        tolerance_change=1e-16,
-        history_size=50,
-        line_search_fn="strong_wolfe",
-    )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = expected_loss(problem, algorithm, logits, flipped=flipped)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+    def loss(flat: Tensor) -> Tensor:
+        return expected_loss(problem, algorithm, flat.view_as(problem.logits_ref), flipped=flipped)
 
-    for _ in range(2):
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return problem.logps(logits.detach())
+    # Newton's method, damped: a step that does not lower the loss is taken back and shortened. Without damping a row's curvature has
+    # no inverse, for a shift of its logits changes nothing.
+    at, damping = problem.logits_ref.flatten(), 1.0
+    here = loss(at)
+    for _ in range(200):
+        down, curvature = jacobian(loss, at), hessian(loss, at)  # type: ignore[no-untyped-call]
+        if float(down.abs().max()) < 1e-13 or damping > 1e6:
+            break
+        new = at - torch.linalg.solve(curvature + damping * torch.eye(len(at), dtype=torch.float64), down)
+        there = loss(new)
+        if float(there) <= float(here):
+            at, here, damping = new, there, max(damping / 10, 1e-9)
+        else:
+            damping *= 10
+    return problem.logps(at.view_as(problem.logits_ref))
 
 
 def ipo_optimum(problem: Problem, tau: float) -> Tensor:
@@ -98,12 +111,17 @@ def preferences() -> list[Claim]:
         return float((a - b).abs().max())
 
     best, of_ipo = problem.optimum, ipo_optimum(problem, beta)
+    uneven = torch.softmax(torch.linspace(0, 4, len(problem.answers), dtype=torch.float64), dim=0)
     return [
         at_most(3, "DPO rests at pi*", _slope(problem, dpo, best), EXACT),
+        at_most(3, "... from whatever answers pairs are made", _slope(problem, dpo, best, drawn=uneven), EXACT),
         at_most(3, "... and is led there from the reference: log pi", far(_minimised(problem, dpo), best), 1e-6),
         at_most(3, "IPO rests at its own optimum", _slope(problem, ipo, of_ipo), EXACT),
         at_most(3, "... and is led there", far(_minimised(problem, ipo), of_ipo), 1e-6),
         at_least(3, "... which is not pi*", far(of_ipo, best), 1e-2),
+        at_least(
+            3, "... and moves with the answers that pairs are made of", _slope(problem, ipo, of_ipo, drawn=uneven), 1e-3
+        ),
         at_most(
             3,
             f"robust DPO rests at pi* with {FLIPPED:.0%} of the labels turned round",
@@ -129,7 +147,8 @@ class Point:
 def point(problem: Problem, logp: Tensor) -> Point:
     """Where a policy given by its answers' log-probabilities `[y]` lies."""
     p = logp.exp()
-    return Point(float((p * (logp - problem.logp_ref)).sum()), float((p * problem.rewards).sum()))
+    kl = k1(logp[:, None], problem.logp_ref[:, None])[:, 0]  # the estimator that runs log
+    return Point(float((p * kl).sum()), float((p * problem.rewards).sum()))
 
 
 def above(problem: Problem, where: Point) -> float:
@@ -156,12 +175,15 @@ def frontier() -> list[Claim]:
     drawn = max(above(problem, point(problem, problem.logps(logits))) for logits in tables)
     path = walk(problem, Rloo(group_size=2))
     walked = [above(problem, point(problem, problem.logps(logits))) for logits in path]
+    one = random_problem(4, letters="abcd", depth=1, beta=0.5)
+    ahead = above(one, point(one, forward_optimum(one)))
     gap = problem.best - float(problem.objective(problem.logps(path[-1])))
     return [
         at_most(4, f"no random policy of {len(tables)} lies above the frontier", drawn, EXACT),
         at_most(4, f"no step of {len(path) - 1} along RLOO's expected gradient does", max(walked), EXACT),
         at_most(4, "... whose last lies on it", -walked[-1], 1e-4),
         at_most(4, "... at the point of its beta: beta log Z - J", gap, 1e-6),
+        at_least(4, "where k3 in the loss rests lies below it: reward given away at the same KL", -ahead, 1e-3),
     ]
 
 

@@ -143,3 +143,15 @@ def random_problem(
     drawn = torch.rand(len(every), generator=generator, dtype=torch.float64)
     rewards = drawn if reward is None else torch.tensor([reward(answer) for answer in every], dtype=torch.float64)
     return Problem(letters=letters, depth=depth, logits_ref=logits, rewards=rewards, beta=beta)
+
+
+def true_gradient(problem: Problem, logits: Tensor) -> Tensor:
+    """Of -J, which a step should descend `[s a]`."""
+    logits = logits.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(-problem.objective(problem.logps(logits)), logits)
+    return gradient
+
+
+def far(a: Tensor, b: Tensor) -> float:
+    """The largest difference of two arrays."""
+    return float((a - b).abs().max())
