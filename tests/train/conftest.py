@@ -73,7 +73,7 @@ def keys(tiny_folder: Callable[..., Path], data_dir: Path) -> Callable[..., dict
         "ppo": {"dataset": "qa", "max_new_tokens": 6, "ppo_epochs": 2, "ppo_buffer_size": 2},
         **{
             stage: {"dataset": "qa", "max_new_tokens": 6, "ppo_buffer_size": 2, "group_size": 4}
-            for stage in ("rloo", "grpo", "reinforce_pp", "remax", "online_dpo")
+            for stage in ("rloo", "grpo", "reinforce_pp", "remax", "raft", "online_dpo")
         },
     }
 

@@ -40,6 +40,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "grpo": ONLINE,
     "reinforce_pp": ONLINE,
     "remax": ONLINE,
+    "raft": ONLINE,
     "online_dpo": {**ONLINE, "kl_coef": 0.0},
 }
 """Every stage, and what its run writes beside the keys that all share."""

@@ -61,6 +61,11 @@ ALGORITHMS = Registry(
             help="REINFORCE against the policy's own greedy answer",
         ),
         Row(
+            name="raft",
+            target="trimtab.algos.raft:Raft",
+            help="reward-ranked fine-tuning: imitate the best of the policy's own answers",
+        ),
+        Row(
             name="online_dpo",
             target="trimtab.algos.online_dpo:OnlineDpo",
             help="DPO on the policy's own answers: the best and the worst of each prompt, by a reward",

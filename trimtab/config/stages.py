@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from trimtab.types import Sampling
 
-ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "remax", "online_dpo")
+ONLINE = ("ppo", "rloo", "grpo", "reinforce_pp", "remax", "raft", "online_dpo")
 """The stages that learn from what the policy writes."""
 STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", *ONLINE)
 TRAINING = STAGES
@@ -91,6 +91,7 @@ Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 # The bounds are those of the numbers that torch and NumPy take; nothing useful is beyond them.
 Whole = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_number)]
 Count = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_number)]
+AtLeastTwo = Annotated[int, Field(ge=2), BeforeValidator(_number)]
 Integer = Annotated[int, Field(gt=-(2**31), lt=2**31), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
@@ -131,7 +132,20 @@ class StageConfig(BaseModel):
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     stage: Literal[
-        "pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "rloo", "grpo", "reinforce_pp", "remax", "online_dpo"
+        "pt",
+        "sft",
+        "rm",
+        "dpo",
+        "kto",
+        "orpo",
+        "simpo",
+        "ppo",
+        "rloo",
+        "grpo",
+        "reinforce_pp",
+        "remax",
+        "raft",
+        "online_dpo",
     ] = key("Stage", "sft", "what to train")
     do_train: bool = key("Stage", False, "train; without it the file is for chat, predict and export")
     do_eval: bool = key("Stage", False, "evaluate the held-out rows, after training if there is any")
@@ -845,6 +859,14 @@ class RemaxConfig(OnlineConfig):
     stage: Literal["remax"] = key("Stage", "remax", "what to train")
 
 
+class RaftConfig(OnlineConfig):
+    """RAFT: the best of the policy's own answers is imitated."""
+
+    stage: Literal["raft"] = key("Stage", "raft", "what to train")
+
+    group_size: AtLeastTwo = key("Online", 4, "answers per prompt", stages=ONLINE)
+
+
 class OnlineDpoConfig(OnlineConfig):
     """DPO on the best and the worst of the policy's own answers."""
 
@@ -880,6 +902,7 @@ MODELS: dict[str, type[StageConfig]] = {
     "grpo": GrpoConfig,
     "reinforce_pp": ReinforcePpConfig,
     "remax": RemaxConfig,
+    "raft": RaftConfig,
     "online_dpo": OnlineDpoConfig,
     "infer": InferConfig,
 }
