@@ -6,6 +6,7 @@ A claim that no fault can move says nothing; this is where the claims are seen t
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch
 
 from trimtab.ops.advantages import gae, group_advantages, shaped_rewards
 from trimtab.ops.kl import estimate
-from trimtab.ops.losses import ppo_policy_loss
+from trimtab.ops.losses import cispo_loss, ppo_policy_loss, sequence_log_ratio, value_loss
 from trimtab.ops.masked import row_sum
 from trimtab.ops.preference import dpo, robust
 from trimtab.ops.reduction import reduction_weights
-from trimtab.proofs.claims import Claim
+from trimtab.proofs.claims import Claim, worst
 from trimtab.proofs.gradients import gradients, kl
 from trimtab.proofs.optima import preferences
 from trimtab.proofs.problem import random_problem, true_gradient
@@ -76,6 +77,18 @@ def per_token(x: Any, mask: Any) -> Any:
     return row_sum(x, mask) / mask.sum(dim=-1)
 
 
+def padding_kept(x: Any, mask: Any) -> Any:
+    return x
+
+
+def ratio_upside_down(logp: Any, logp_old: Any, mask: Any, *, mean: bool) -> Any:
+    return -sequence_log_ratio(logp, logp_old, mask, mean=mean)
+
+
+def critic_repelled(values: Any, values_old: Any, returns: Any, eps: Any) -> Any:
+    return value_loss(values, values_old, 2 * values.detach() - returns, eps)
+
+
 def by_row_length(mask: Any, kind: Any, **more: Any) -> Any:
     return reduction_weights(mask, "sequence" if kind == "constant" else kind, **more)
 
@@ -94,9 +107,15 @@ FAULTS = [
     (gradients, "trimtab.algos.reinforce_pp.shaped_rewards", kl_earns),
     (gradients, "trimtab.algos.reinforce_pp.whiten", not_whitened),
     (gradients, "trimtab.algos.remax.kl_penalty", lambda batch, how: 0 * batch.score),
+    (gradients, "trimtab.algos.ppo.value_loss", critic_repelled),
+    (gradients, "trimtab.algos.ppo.zero_padding", padding_kept),
+    (gradients, "trimtab.algos.surrogate.zero_padding", padding_kept),
+    (gradients, "trimtab.algos.surrogate.sequence_log_ratio", ratio_upside_down),
+    (gradients, "trimtab.algos.surrogate.cispo_loss", lambda logp, old, a, cap: cispo_loss(logp, logp, a, cap)),
     (gradients, "trimtab.proofs.steps.reduction_weights", by_row_length),
     (kl, "trimtab.algos.surrogate.estimate", k2_for_k3),
     (kl, "trimtab.algos.surrogate.estimate", policies_swapped),
+    (kl, "trimtab.algos.ppo.estimate", policies_swapped),
     (kl, "trimtab.ops.kl.k3", k3_turned),
     (kl, "trimtab.ops.kl.k2", lambda logp, logp_ref: (logp - logp_ref) ** 2),
     (kl, "trimtab.algos.surrogate.k1", lambda logp, logp_ref: logp_ref - logp),
@@ -121,6 +140,11 @@ def test_a_planted_fault_is_seen(
 
 
 # ------------------------------------------------------------------------------------------- the yardsticks of steps.py
+
+
+def test_the_worst_of_numbers_forgets_no_nan() -> None:
+    assert worst([1.0, 3.0, 2.0]) == 3.0
+    assert math.isnan(worst([1.0, math.nan]))
 
 
 def test_what_no_multiple_explains() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -42,6 +43,12 @@ def at_most(item: int, text: str, number: float, bound: float) -> Claim:
 
 def at_least(item: int, text: str, number: float, bound: float) -> Claim:
     return Claim(item=item, text=text, number=float(number), relation=">=", bound=bound)
+
+
+def worst(numbers: Iterable[float]) -> float:
+    """The largest; nan if any is nan. (Python's `max` forgets a nan that does not come first, and with it a failure.)"""
+    found = list(numbers)
+    return math.nan if any(math.isnan(number) for number in found) else max(found)
 
 
 def table(claims: Sequence[Claim]) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor
 from trimtab.algos.rloo import Rloo
 from trimtab.algos.surrogate import Surrogate
 from trimtab.ops.kl import Estimator, Placement
-from trimtab.proofs.claims import Claim, at_least, at_most
+from trimtab.proofs.claims import Claim, at_least, at_most, worst
 from trimtab.proofs.optima import walk
 from trimtab.proofs.problem import END, Problem, answers, best, objective
 from trimtab.types import RolloutBatch
@@ -242,7 +242,7 @@ def convergence(say: Tell) -> list[Claim]:
         found = [_run(say, kind, stage, seed=seed) for seed in SEEDS]
         won = min(outcome.to_be_won for outcome in found)
         name = f"{stage.upper()}, {kind}, the worst of {len(SEEDS)} seeds (at least {won:.2f} to be won)"
-        claims.append(at_most(5, f"beta log Z - J of {name}", max(outcome.gap() for outcome in found), bound))
+        claims.append(at_most(5, f"beta log Z - J of {name}", worst(outcome.gap() for outcome in found), bound))
     normalised = _run(say, "table", "rloo", advantage_norm="group")
     claims.append(
         at_most(

@@ -21,7 +21,7 @@ from trimtab.algos.remax import Remax
 from trimtab.algos.rloo import Rloo
 from trimtab.algos.surrogate import Surrogate
 from trimtab.ops.kl import Estimator, Placement, estimate
-from trimtab.proofs.claims import EXACT, Claim, at_least, at_most
+from trimtab.proofs.claims import EXACT, Claim, at_least, at_most, worst
 from trimtab.proofs.problem import Problem, far, random_problem, true_gradient
 from trimtab.proofs.steps import kl_steps, steps
 from trimtab.types import RolloutBatch, Scores
@@ -130,7 +130,7 @@ def _difficulty() -> list[Claim]:
         found = expected_gradient(quiz, grpo, logits, k=k)
         errors.append(far(found, factors[p] * true_gradient(quiz, logits)))
     return [
-        at_most(1, f"GRPO's is c(p, k) times that of J, c derived by hand, k = {k}", max(errors), EXACT),
+        at_most(1, f"GRPO's is c(p, k) times that of J, c derived by hand, k = {k}", worst(errors), EXACT),
         at_least(1, f"... so it is of no mean reward: c(0.05, {k}) / c(0.5, {k})", factors[0.05] / factors[0.5], 1.2),
     ]
 
@@ -153,7 +153,7 @@ def _kl_values(problem: Problem, logits: Tensor) -> list[Claim]:
         for kind in ("k1", "k2", "k3")
     }
     return [
-        at_most(2, "k1 and k3 are KL on average", max(abs(value["k1"] - truth), abs(value["k3"] - truth)), EXACT),
+        at_most(2, "k1 and k3 are KL on average", worst(abs(value[kind] - truth) for kind in ("k1", "k3")), EXACT),
         at_least(2, "... k2 is not", abs(value["k2"] - truth), 1e-3),
     ]
 
@@ -199,7 +199,7 @@ def _kl_optima(problem: Problem, logits: Tensor) -> list[Claim]:
         at_most(
             2,
             "k1 in the reward rests at pi*",
-            max(size(at(best, "reward", "k1")), size(at(best_of_two, "reward", "k1", two))),
+            worst([size(at(best, "reward", "k1")), size(at(best_of_two, "reward", "k1", two))]),
             EXACT,
         ),
         at_most(2, "k2 in the loss rests at pi*, where an answer is one token", size(at(best, "loss", "k2")), EXACT),

@@ -17,7 +17,7 @@ from torch.autograd.functional import hessian, jacobian
 from trimtab.algos.dpo import Dpo
 from trimtab.algos.rloo import Rloo
 from trimtab.ops.kl import k1
-from trimtab.proofs.claims import EXACT, Claim, at_least, at_most
+from trimtab.proofs.claims import EXACT, Claim, at_least, at_most, worst
 from trimtab.proofs.gradients import expected_gradient, forward_optimum
 from trimtab.proofs.problem import Problem, random_problem
 from trimtab.types import PreferenceBatch, Scores
@@ -172,7 +172,7 @@ def frontier() -> list[Claim]:
         for share in (0.0, 1.0)
         for _ in range(125)
     ]
-    drawn = max(above(problem, point(problem, problem.logps(logits))) for logits in tables)
+    drawn = worst(above(problem, point(problem, problem.logps(logits))) for logits in tables)
     path = walk(problem, Rloo(group_size=2))
     walked = [above(problem, point(problem, problem.logps(logits))) for logits in path]
     one = random_problem(4, letters="abcd", depth=1, beta=0.5)
@@ -180,7 +180,7 @@ def frontier() -> list[Claim]:
     gap = problem.best - float(problem.objective(problem.logps(path[-1])))
     return [
         at_most(4, f"no random policy of {len(tables)} lies above the frontier", drawn, EXACT),
-        at_most(4, f"no step of {len(path) - 1} along RLOO's expected gradient does", max(walked), EXACT),
+        at_most(4, f"no step of {len(path) - 1} along RLOO's expected gradient does", worst(walked), EXACT),
         at_most(4, "... whose last lies on it", -walked[-1], 1e-4),
         at_most(4, "... at the point of its beta: beta log Z - J", gap, 1e-6),
         at_least(4, "where k3 in the loss rests lies below it: reward given away at the same KL", -ahead, 1e-3),
