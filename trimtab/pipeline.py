@@ -64,7 +64,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
     from trimtab.train.device import hardware
     from trimtab.train.loop import run, total_steps
     from trimtab.train.offline import OfflineTrainer
-    from trimtab.train.online import OnlineTrainer
+    from trimtab.train.online import OnlineTrainer, what_moves_the_optimum
     from trimtab.train.preference import PREFERENCE_STAGES, PreferenceTrainer
     from trimtab.train.progress import say
 
@@ -96,7 +96,13 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         if folder.opened == "finished":
             say(f"{config.output_dir} holds the finished run of this config; nothing to do")
             return folder
-        session = assemble(config, earlier=folder.manifest() if folder.opened == "resumed" else None)
+        earlier = folder.manifest() if folder.opened == "resumed" else None
+        session = assemble(config, earlier=earlier)
+        reward_files = function_files(getattr(config, "reward_funcs", ()))
+        for changed in _changed(earlier, reward_files):
+            say(
+                f"warning: {changed} is not the file that this run began with: rewards before and after this step are not of one kind"
+            )
         for line in session.data.report.lines():
             say(line)
         online = config.stage in ONLINE
@@ -109,6 +115,8 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
             )
         say(_start_line(config, session, trainer, total))
         say(trainer.algorithm.describe())
+        if online and (moved := what_moves_the_optimum(config)):
+            say(f"  and {'; '.join(moved)}")
         folder.begin()  # only now: what stood there before is not touched by a run that cannot start
         folder.update_manifest(
             stage=config.stage,
@@ -123,7 +131,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
             base_fingerprint=session.fingerprint,
             data={"train": len(session.data.train), "eval": len(session.data.eval)},
             total_steps=total,
-            reward_files=function_files(getattr(config, "reward_funcs", ())),
+            reward_files=reward_files,
         )
         started = time.monotonic()
         run(session, trainer, folder)
@@ -139,6 +147,12 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
         folder.finish("finished")
         say(f"finished in {time.monotonic() - started:.0f} s: {folder.path}")
     return folder
+
+
+def _changed(earlier: Mapping[str, Any] | None, files: Mapping[str, str]) -> list[str]:
+    """Files of reward functions that have changed since the run that is resumed began."""
+    before = (earlier or {}).get("reward_files") or {}
+    return [path for path, hashed in before.items() if path in files and files[path] != hashed]
 
 
 def _planned(plan: Any) -> dict[str, Any]:

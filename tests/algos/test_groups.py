@@ -247,7 +247,64 @@ class TestRemax:
             near(grad[0], [-0.95 * math.exp(2 * shift) / 4] * 2)
 
 
+class TestPlacesAndBounds:
+    """Settings away from an algorithm's own: where the KL is, which bound is which, what is left out."""
+
+    def test_grpo_with_the_kl_in_the_reward(self) -> None:
+        """Rewards 1.95, 0.9 and -0.1, 4.05 less their means 1.425 and 1.975."""
+        how = Surrogate(kl_placement="reward", kl_estimator="k1")
+        credited = Grpo(group_size=2, normalisation="none", how=how).credit(batch())
+        near(credited.advantages, [[0.525, 0.525], [-0.525, 0], [-2.075, -2.075], [2.075, 2.075]])
+
+    def test_reinforce_pp_with_the_kl_in_the_loss(self) -> None:
+        """Scores 2, 1, 0, 4 at each of their tokens, less their mean 13/7, over their deviation; k2 adds beta l to the gradient."""
+        algorithm = ReinforcePp(how=Surrogate(kl_placement="loss", kl_estimator="k2"))
+        credited = algorithm.credit(batch(group=torch.arange(4)))
+        std = math.sqrt((2 * 2**2 + 1 + 2 * 4**2) / 7 - (13 / 7) ** 2)
+        a = [(score - 13 / 7) / std for score in (2, 1, 0, 4)]
+        assert credited.advantages is not None
+        assert torch.allclose(credited.advantages, tensor([[a[0]] * 2, [a[1], 0], [a[2]] * 2, [a[3]] * 2]), atol=1e-6)
+        _, grad = gradient(algorithm, credited)
+        pull = [[0.05, 0.0], [0.1, 0.0], [0.0, 0.1], [0.0, -0.05]]  # beta times the log-ratio
+        expected = [[(pull[i][t] - a[i]) / 7 if MASK[i][t] else 0.0 for t in range(2)] for i in range(4)]
+        assert torch.allclose(grad, tensor(expected), atol=1e-6)
+
+    def test_terms_beside_a_mean_ratio_are_means(self) -> None:
+        """k2 of the answers, averaged over their tokens: 0.0625, 0.5, 0.25, 0.0625; an entropy of 1 a token counts once an answer."""
+        how = Surrogate(level="sequence_mean", kl_placement="loss", kl_estimator="k2", entropy_coef=0.02)
+        algorithm = Grpo(group_size=2, normalisation="none", how=how)
+        loss, grad = gradient(algorithm, algorithm.credit(batch()))
+        assert loss == pytest.approx(0.1 * 0.21875 - 0.02)
+        # advantages 0.5, -0.5, -2, 2, halved where an answer has two tokens; beta l with them; four answers
+        near(
+            grad,
+            [[(0.05 - 0.5) / 8, -0.5 / 8], [(0.1 + 0.5) / 4, 0], [2 / 8, (0.1 + 2) / 8], [-2 / 8, (-0.05 - 2) / 8]],
+        )
+
+    @pytest.mark.parametrize("make", [Grpo, Rloo])
+    def test_the_upper_bound_is_for_what_gains(self, make: Any) -> None:
+        """Bounds 0.1 below and 0.4 above: 1.35 is within for a gain; 0.82 is beyond for a loss, whose gradient ends."""
+        algorithm = make(group_size=2, kl_coef=0.0, normalisation="none", how=Surrogate(clip_low=0.1, clip_high=0.4))
+        credited = algorithm.credit(batch(kl_coef=0.0))
+        _, up = gradient(algorithm, credited, shift=0.3)
+        assert (up[0] < 0).all() and (up[3] < 0).all()
+        _, down = gradient(algorithm, credited, shift=-0.2)
+        assert (down[2] == 0).all() and down[1, 0] == 0
+        assert (down[0] < 0).all()
+
+    def test_grpo_leaves_truncated_answers_out(self) -> None:
+        """The third answer did not end: it is in its group's mean, and in no loss."""
+        algorithm = Grpo(group_size=2, normalisation="none", kl_coef=0.0, mask_truncated=True)
+        credited = algorithm.credit(batch(kl_coef=0.0))
+        assert credited.mask.tolist() == [[True, True], [True, False], [False, False], [True, True]]
+        _, grad = gradient(algorithm, credited)
+        near(grad[2], [0.0, 0.0])
+        near(grad[3], [-2 / 2 / 3] * 2)
+
+
 def test_describe_says_what_moves_the_optimum() -> None:
+    assert "1 / length" in Rloo(how=Surrogate(level="token"), token_reduction="sequence").describe()
+    assert "1 / length" not in Rloo(how=Surrogate(level="token")).describe()
     assert "difficulty" in Grpo().describe() and "forward-KL" in Grpo().describe()
     assert "argmax" in Grpo(kl_coef=0.0).describe()
     assert "difficulty" not in Rloo().describe() and "pi_ref exp(reward / beta)" in Rloo().describe()

@@ -60,6 +60,14 @@ def test_presets(preset: str, expected: dict[str, Any]) -> None:
     assert {name: getattr(found, name) for name in expected} == expected
 
 
+def test_the_origin_of_a_preset_s_value_is_the_preset() -> None:
+    found = config("grpo", preset="dr_grpo", advantage_norm="none")
+    assert found.origin("kl_coef") == found.origin("loss_reduction") == "preset: dr_grpo"
+    assert found.origin("advantage_norm").startswith("argument")
+    assert found.origin("clip_range") == "default"
+    assert config("grpo", preset="dr_grpo", kl_target=3.0).origin("kl_coef") == "default"  # 0.2, which no preset says
+
+
 def test_what_the_file_writes_wins_over_a_preset() -> None:
     found = config("grpo", preset="dapo", clip_range_high=0.3, kl_coef=0.01, dynamic_sampling=False, max_new_tokens=500)
     assert (found.clip_range_high, found.kl_coef, found.dynamic_sampling) == (0.3, 0.01, False)

@@ -62,6 +62,8 @@ def test_shaping_by_hand() -> None:
     assert shape(raw, done, clip=3.0) == [3.0, -3.0, 2.0]  # the penalty comes after the clip: never clipped away
     assert shape(raw, done, normalise=True, mean=2.0, std=4.0) == [0.5, -2.0, -0.5]
     assert shape(raw, done, normalise=True, mean=2.0, std=4.0, clip=1.0) == [0.5, -1.0, -0.5]
+    # what a length near the limit costs comes last: beside the penalty, never clipped away
+    assert shape(raw, done, clip=3.0, overlong=[0.0, 0.5, 0.25]) == [3.0, -3.5, 1.75]
     assert shape([2.0, 2.0], [True, False], normalise=True, mean=2.0, std=0.0) == [0.0, -1.0]  # nothing has varied yet
 
 

@@ -15,9 +15,9 @@ from trimtab.rewards.model import ModelReward
 from trimtab.rewards.shaping import overlong_cost
 from trimtab.rundir import RunFolder
 from trimtab.train.assemble import POLICY, REFERENCE, assemble
-from trimtab.train.online import OnlineTrainer
+from trimtab.train.online import OnlineTrainer, what_moves_the_optimum
 from trimtab.train.rollout import score_role
-from trimtab.types import TokenRow
+from trimtab.types import RolloutBatch, TokenRow
 
 pytestmark = pytest.mark.unit
 
@@ -112,6 +112,52 @@ def test_the_greedy_answer_is_the_baseline(
     figures = one.step(0)
     assert asked == [12, 6]
     assert 1 <= figures["reward/greedy"] <= 6
+
+
+def test_each_answer_has_its_own_prompt_s_greedy_score(
+    keys: Keys, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A score that is the prompt's number: with two answers each, the greedy score beside every answer is its own score."""
+    seen: list[RolloutBatch] = []
+    monkeypatch.setattr(ModelReward, "score", lambda self, answers: [float(a.prompt.index) for a in answers])
+    one = trainer(keys, "remax", tmp_path, rm_folder, group_size=2, missing_eos_penalty=0.0)
+    credit = type(one.algorithm).credit
+
+    def watched(self: Any, batch: RolloutBatch, **more: Any) -> RolloutBatch:
+        seen.append(batch)
+        return credit(self, batch, **more)
+
+    monkeypatch.setattr(type(one.algorithm), "credit", watched)
+    one.step(0)
+    (batch,) = seen
+    assert batch.greedy is not None
+    assert len(set(batch.score.tolist())) == 6
+    assert batch.greedy.tolist() == batch.score.tolist()
+
+
+def test_the_start_says_what_moves_the_optimum(keys: Keys, tmp_path: Path) -> None:
+    def said(stage: str, **more: Any) -> str:
+        return "; ".join(
+            what_moves_the_optimum(load(keys(stage, tmp_path, reward_model="r", missing_eos_penalty=0.0, **more)))
+        )
+
+    assert said("rloo") == ""
+    every = said(
+        "grpo", ref_update_every=5, entropy_coef=0.01, mask_truncated=True, overlong_buffer=2, overlong_penalty=0.5, score_norm=True,
+        reward_clip=3.0, reward_length_penalty=0.1, reward_length_free=4,
+    )  # fmt: skip
+    for words in (
+        "every 5 steps",
+        "0.01 a token",
+        "cut by the limit",
+        "last 2 tokens",
+        "up to 0.5",
+        "beyond 4 costs 0.1",
+        "deviation",
+        "minus 3",
+    ):
+        assert words in every
+    assert "costs 1" in "; ".join(what_moves_the_optimum(load(keys("rloo", tmp_path, reward_model="r"))))
 
 
 def distance(one: OnlineTrainer) -> float:

@@ -129,6 +129,34 @@ def test_a_function_that_fails_leaves_a_checkpoint_and_the_run_goes_on(
         assert rows(run_exp(keys("ppo", tmp_path / name, **more), resume=True)) == rows(whole)
 
 
+def test_a_changed_file_is_told_when_the_run_goes_on(
+    keys: Keys, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {
+        "reward_funcs": f"{file}:fails_when_told",
+        "max_steps": 2,
+        "save_steps": 1,
+        "max_new_tokens": 3,
+        "ppo_epochs": 1,
+    }
+    more["critic_warmup_steps"] = 0
+    (tmp_path / "fail").touch()
+    with pytest.raises(RewardError):
+        run_exp(keys("ppo", tmp_path / "run", **more))
+    (tmp_path / "fail").unlink()
+    capsys.readouterr()
+    run_exp(keys("ppo", tmp_path / "run", **more), resume=True)
+    assert "is not the file that this run began with" not in capsys.readouterr().out
+
+    (tmp_path / "fail").touch()
+    with pytest.raises(RewardError):
+        run_exp(keys("ppo", tmp_path / "other", **more))
+    (tmp_path / "fail").unlink()
+    file.write_text(file.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+    run_exp(keys("ppo", tmp_path / "other", **more), resume=True)
+    assert f"{file} is not the file that this run began with" in capsys.readouterr().out
+
+
 def test_a_column_that_is_missing_is_found_before_the_model_is_loaded(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,6 @@ class Grpo:
 
     Attributes:
         preset: the variant's name, for the start line.
-        max_length: longest answer, which the constant reduction divides by.
     """
 
     kind: ClassVar[Literal["online"]] = "online"

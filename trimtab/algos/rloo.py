@@ -140,4 +140,6 @@ class Rloo:
         line = f"REINFORCE, baseline {self.baseline}; {describe_kl(self.how, self.kl_coef, self.kl_target)}"
         if self.normalisation == "group":
             line += "; dividing by the group's deviation weighs prompts by difficulty: another objective than the mean reward"
+        if self.how.level == "token" and self.token_reduction == "sequence":
+            line += "; 1 / length favours short right answers and spares long wrong ones"
         return line

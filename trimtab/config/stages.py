@@ -829,6 +829,13 @@ class GrpoConfig(GroupConfig):
     )
     cispo_cap: Positive = key("Groups", 5.0, "cispo: the largest weight", stages=_GRPO)
 
+    def origin(self, name: str) -> str:
+        """As for every stage; what the file leaves to the preset is `preset: NAME`."""
+        found = super().origin(name)
+        steered = name == "kl_coef" and self.kl_target is not None  # its start is then not the preset's
+        chosen = found == "default" and name in PRESETS[self.preset] and not steered
+        return f"preset: {self.preset}" if chosen else found
+
     @model_validator(mode="before")
     @classmethod
     def _fill_preset(cls, values: Any) -> Any:

@@ -347,6 +347,34 @@ class _Minibatch:
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
+def what_moves_the_optimum(config: Any) -> list[str]:
+    """What the start line adds to the algorithm's own words: settings beside it that move what the run converges to."""
+    said = []
+    if config.ref_update_every:
+        said.append(
+            f"the reference becomes the policy every {config.ref_update_every} steps: beta holds each stretch to its start, and the run "
+            "as a whole drifts to the argmax of the reward"
+        )
+    if config.entropy_coef:
+        said.append(f"an entropy bonus of {config.entropy_coef:g} a token flattens the optimum")
+    if getattr(config, "mask_truncated", False):
+        said.append("answers cut by the limit are not trained on: what counts is the reward of those that end")
+    if config.missing_eos_penalty:
+        verb = "scores minus" if config.missing_eos_mode == "replace" else "costs"
+        said.append(f"an answer without its end {verb} {config.missing_eos_penalty:g}")
+    if config.overlong_buffer:
+        said.append(
+            f"the last {config.overlong_buffer} tokens before the limit of {config.answer_limit} cost up to {config.overlong_penalty:g}"
+        )
+    if config.reward_length_penalty:
+        said.append(f"each token beyond {config.reward_length_free} costs {config.reward_length_penalty:g}")
+    if config.score_norm:
+        said.append("scores are in units of their running deviation, and beta with them")
+    if config.reward_clip is not None:
+        said.append(f"scores are clipped to plus or minus {config.reward_clip:g}")
+    return said
+
+
 def check_answers(prompts: list[Prompt], where: str) -> None:
     """Every prompt's row must have an answer.
 
