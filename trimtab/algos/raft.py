@@ -116,7 +116,7 @@ class Raft:
 def best_of_groups(reward: Tensor, group: Tensor) -> Bool[Tensor, " b"]:
     """The first row with the highest reward of each group; none of a group whose rewards are all equal."""
     best = torch.zeros_like(group, dtype=torch.bool)
-    for number in group.unique():
+    for number in torch.unique(group):
         rows = (group == number).nonzero().squeeze(-1)
         if bool((reward[rows] != reward[rows[0]]).any()):
             best[rows[reward[rows].argmax()]] = True

@@ -7,7 +7,7 @@ give them, through the algorithm's own `loss`. The optimum of DPO is then pi* (R
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from trimtab.algos.rloo import Rloo
 from trimtab.ops.kl import k1
 from trimtab.proofs.claims import EXACT, Claim, at_least, at_most, worst
 from trimtab.proofs.gradients import expected_gradient, forward_optimum
-from trimtab.proofs.problem import Problem, random_problem
+from trimtab.proofs.problem import Problem, far, random_problem
 from trimtab.types import PreferenceBatch, Scores
 
 FLIPPED = 0.2
@@ -44,10 +44,10 @@ def expected_loss(
     if drawn is not None:
         weight = weight * drawn[pairs].prod(dim=-1)
     rows = pairs.flatten()
-    logp = problem.token_logps(logits)
-    mask = problem.mask[rows]
-    batch = PreferenceBatch(mask=mask, logp_ref=problem.token_logps(problem.logits_ref)[rows])
-    loss = algorithm.loss(Scores(logp=logp[rows], entropy=torch.zeros_like(logp[rows])), batch).loss
+    logp = problem.padded(problem.token_logps(logits))[rows]
+    logp_ref = problem.padded(problem.token_logps(problem.logits_ref))[rows]
+    batch = PreferenceBatch(mask=problem.mask[rows], logp_ref=logp_ref)
+    loss = algorithm.loss(Scores(logp=logp, entropy=torch.zeros_like(logp)), batch).loss
     return (weight * loss).sum() / weight.sum()
 
 
@@ -55,9 +55,15 @@ def _slope(
     problem: Problem, algorithm: Dpo, logp: Tensor, *, flipped: float = 0.0, drawn: Tensor | None = None
 ) -> float:
     """The largest part of the gradient at a policy given by its answers' log-probabilities."""
+    return float(_gradient(problem, algorithm, logp, flipped=flipped, drawn=drawn).abs().max())
+
+
+def _gradient(
+    problem: Problem, algorithm: Dpo, logp: Tensor, *, flipped: float = 0.0, drawn: Tensor | None = None
+) -> Tensor:
     logits = problem.table_of(logp).requires_grad_()
     loss = expected_loss(problem, algorithm, logits, flipped=flipped, drawn=drawn)
-    return float(torch.autograd.grad(loss, logits)[0].abs().max())
+    return torch.autograd.grad(loss, logits)[0]
 
 
 def _minimised(problem: Problem, algorithm: Dpo, *, flipped: float = 0.0) -> Tensor:
@@ -96,6 +102,23 @@ def ipo_optimum(problem: Problem, tau: float) -> Tensor:
     return torch.log_softmax(problem.logp_ref + h, dim=0)
 
 
+def per_token_optimum(problem: Problem, h: Tensor) -> Tensor:
+    """log pi `[y]` of the policy whose log-ratio per token is h + c: ref exp(length (h + c)), with the one c that makes it sum to 1.
+
+    Where a loss compares log-ratios per token, differences of h are what it settles; the c comes with them.
+    """
+    lengths = problem.mask.sum(dim=-1)
+    low, high = (
+        -float(h.max()),
+        -float(h.min()),
+    )  # there no answer is likelier than under the reference, or none less likely
+    for _ in range(200):
+        middle = (low + high) / 2
+        total = float(torch.logsumexp(problem.logp_ref + lengths * (h + middle), dim=0))
+        low, high = (low, middle) if total > 0 else (middle, high)
+    return problem.logp_ref + lengths * (h + low)
+
+
 def preferences() -> list[Claim]:
     """Item 3."""
     problem = random_problem(7, letters="ab", depth=2, beta=0.5)
@@ -107,10 +130,11 @@ def preferences() -> list[Claim]:
         Dpo(pref_loss="ipo", beta=beta),
     )
 
-    def far(a: Tensor, b: Tensor) -> float:
-        return float((a - b).abs().max())
-
     best, of_ipo = problem.optimum, ipo_optimum(problem, beta)
+    per_token, ipo_avg = Dpo(beta=beta, length_normalized=True), Dpo(pref_loss="ipo_avg", beta=beta)
+    of_per_token = per_token_optimum(problem, problem.rewards / beta)
+    of_ipo_avg = per_token_optimum(problem, of_ipo - problem.logp_ref)  # up to a constant, which c takes up
+    elsewhere = random_problem(9, letters="ab", depth=2).logp_ref
     uneven = torch.softmax(torch.linspace(0, 4, len(problem.answers), dtype=torch.float64), dim=0)
     return [
         at_most(3, "DPO rests at pi*", _slope(problem, dpo, best), EXACT),
@@ -130,6 +154,24 @@ def preferences() -> list[Claim]:
         ),
         at_most(3, "... and is led there", far(_minimised(problem, robust, flipped=FLIPPED), best), 1e-6),
         at_least(3, "... DPO with those labels is not", _slope(problem, dpo, best, flipped=FLIPPED), 1e-3),
+        at_most(
+            3,
+            "dpo_label_smoothing is DPO on labels turned round that often, everywhere",
+            far(
+                _gradient(problem, replace(dpo, smoothing=FLIPPED), elsewhere),
+                _gradient(problem, dpo, elsewhere, flipped=FLIPPED),
+            ),
+            EXACT,
+        ),
+        at_most(
+            3,
+            "pref_length_normalized rests where log-ratios per token differ as r / beta",
+            _slope(problem, per_token, of_per_token),
+            EXACT,
+        ),
+        at_least(3, "... which is not pi*", far(of_per_token, best), 1e-2),
+        at_most(3, "ipo_avg rests at IPO's optimum taken per token", _slope(problem, ipo_avg, of_ipo_avg), EXACT),
+        at_least(3, "... which is another than IPO's", far(of_ipo_avg, of_ipo), 1e-2),
     ]
 
 

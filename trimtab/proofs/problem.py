@@ -88,6 +88,10 @@ class Problem:
         """`[y]`: the log-probability of each answer."""
         return self.token_logps(logits).sum(dim=-1)
 
+    def padded(self, x: Tensor) -> Tensor:
+        """`x` `[y t]` with nan where there is no token: what an algorithm is given may not depend on it."""
+        return torch.where(self.mask, x, torch.full((), torch.nan, dtype=x.dtype))
+
     @property
     def logp_ref(self) -> Tensor:
         return self.logps(self.logits_ref)

@@ -91,9 +91,9 @@ def rollouts(
     seen = values if values is not None else torch.zeros(len(problem.logits_ref), dtype=torch.float64)
     return RolloutBatch(
         mask=problem.mask[rows],
-        logp_old=_padded(problem, problem.token_logps(logits).detach())[rows],
-        logp_ref=_padded(problem, problem.token_logps(problem.logits_ref))[rows],
-        values=_padded(problem, seen[places(problem)])[rows],
+        logp_old=problem.padded(problem.token_logps(logits).detach())[rows],
+        logp_ref=problem.padded(problem.token_logps(problem.logits_ref))[rows],
+        values=problem.padded(seen[places(problem)])[rows],
         score=problem.rewards[rows],
         greedy=problem.rewards[problem.logps(logits).argmax()].expand(len(rows)),
         group=group,
@@ -109,16 +109,12 @@ def places(problem: Problem) -> Tensor:
     return torch.tensor([[*row, *[0] * (problem.depth - len(row))] for row in rows])
 
 
-def _padded(problem: Problem, x: Tensor) -> Tensor:
-    return torch.where(problem.mask, x, torch.full((), torch.nan, dtype=x.dtype))
-
-
 def _gradient(
     problem: Problem, algo: Any, logits: Tensor, rows: Tensor, batch: RolloutBatch, weights: Tensor
 ) -> Tensor:
     logits = logits.detach().clone().requires_grad_()
-    logp = _padded(problem, problem.token_logps(logits))[rows]
-    entropy = _padded(problem, entropies(logits)[places(problem)])[rows]
+    logp = problem.padded(problem.token_logps(logits))[rows]
+    entropy = problem.padded(entropies(logits)[places(problem)])[rows]
     loss = algo.policy_loss(Scores(logp=logp, entropy=entropy), batch).loss
     total = (loss * weights).sum()
     (gradient,) = torch.autograd.grad(total, logits)
@@ -270,7 +266,7 @@ def _critic(problem: Problem) -> list[Claim]:
         _, batch = whole_batch(problem, algo, policy, counts, values)
         free = values.clone().requires_grad_()
         rows = torch.arange(len(counts)).repeat_interleave(counts)
-        loss = algo.value_loss(_padded(problem, free[places(problem)])[rows], batch).loss
+        loss = algo.value_loss(problem.padded(free[places(problem)])[rows], batch).loss
         weights = reduction_weights(batch.mask, algo.reduction, dtype=torch.float64)
         return torch.autograd.grad((loss * weights).sum(), free)[0]
 
