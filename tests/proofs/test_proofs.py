@@ -20,7 +20,7 @@ from trimtab.algos.ppo import Ppo
 from trimtab.algos.rloo import Rloo
 from trimtab.cli import app
 from trimtab.proofs.claims import Claim, at_least, at_most, table
-from trimtab.proofs.convergence import Outcome, train
+from trimtab.proofs.convergence import Outcome, rewards, train
 from trimtab.proofs.gradients import difficulty_factor, forward_optimum, gradients, kl
 from trimtab.proofs.optima import Point, above, frontier, per_token_optimum, preferences
 from trimtab.proofs.problem import Problem, answers, prefixes, random_problem
@@ -170,6 +170,7 @@ def test_a_short_run_goes_most_of_the_way(tmp_path: Path) -> None:
     assert found.logp.exp().sum(dim=-1).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
     assert found.to_be_won > 0.1
     assert found.gap() < 0.1 * found.to_be_won
+    assert found.noise(64) < 5
 
 
 def test_the_transformer_answers_in_its_letters_only(tmp_path: Path) -> None:
@@ -185,6 +186,16 @@ def test_a_gap_by_hand() -> None:
     gains[:, 0] = 1.0
     found = Outcome(logp=logp, logp_ref=logp)
     assert found.gap(gains, beta=1.0) == pytest.approx(math.log((14 + math.e) / 15) - 1 / 15)
+
+
+def test_noise_by_hand() -> None:
+    """Uniform over 15 answers and equal to the reference: no KL, and rewards whose variance is that of the numbers themselves."""
+    logp = torch.full((2, 15), -math.log(15), dtype=torch.float64)
+    gains = rewards()
+    error = math.sqrt(float(gains.var(dim=-1, correction=0).sum()) / 100) / 2
+    reward = float(gains.mean()) + 3 * error
+    moved = logp + 0.1 * torch.tensor([1.0, -1.0] * 7 + [0.0], dtype=torch.float64)
+    assert Outcome(logp=logp, logp_ref=moved, logged=(reward, 0.0)).noise(100) == pytest.approx(3.0)
 
 
 def test_a_number_that_is_none_holds_nothing() -> None:
