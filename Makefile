@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet 
 .DEFAULT_GOAL := help
 # Two pips in one environment at once (make -j) would break it.
 .NOTPARALLEL:
-.PHONY: help install demo model test test-learning golden test-resume coverage lint types imports check errors mutants format clean
+.PHONY: help install demo model test parity test-learning golden test-resume coverage lint types imports check errors mutants format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,19 @@ golden: $(VENV)/.installed-dev  ## record the curves of tests/train/golden anew,
 
 test-resume: $(VENV)/.installed-dev  ## kill runs of every stage at random moments and resume them (tens of minutes; ARGS="--kills 5" for fewer)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.resume.kills $(ARGS)
+
+parity: .venv-parity/.installed  ## the first step of every shared loss beside TRL's, in an environment with TRL 1.16 (and the file of TRL 1.12.0 that had PPO)
+	TRL_PPO=.venv-parity/trl-1.12.0/trl/experimental/ppo/ppo_trainer.py PYTHONPATH=tests HF_HUB_OFFLINE=1 \
+	    .venv-parity/bin/python -m pytest -m parity tests/parity $(ARGS)
+
+.venv-parity/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip --disable-pip-version-check install --quiet --no-compile $(TORCH)
+	@grep -v '^torch==' constraints.txt > .venv-parity/constraints.txt
+	.venv-parity/bin/python -m pip --disable-pip-version-check install --quiet --no-compile -c .venv-parity/constraints.txt -e ".[parity]"
+	.venv-parity/bin/python -m pip --disable-pip-version-check download --quiet --no-deps --dest .venv-parity trl==1.12.0
+	.venv-parity/bin/python -m zipfile -e .venv-parity/trl-1.12.0-py3-none-any.whl .venv-parity/trl-1.12.0
+	@touch $@
 
 coverage: $(VENV)/.installed-dev model  ## the default test suite with coverage of the floors that are all logic
 	HF_HUB_OFFLINE=1 $(BIN)/python -m coverage run -m pytest $(ARGS)
@@ -68,7 +81,7 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and tool caches (runs and the model cache stay)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist
+	rm -rf $(VENV) .venv-parity .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { \
