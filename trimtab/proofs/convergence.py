@@ -297,11 +297,11 @@ def convergence(say: Tell) -> list[Claim]:
     return claims
 
 
-def _run(say: Tell, kind: Kind, stage: str, *, seed: int = 0, **more: Any) -> Outcome:
+def _run(say: Tell, kind: Kind, stage: str, *, seed: int = 0, what: str = "", **more: Any) -> Outcome:
     # what a run says of itself, its warnings of settings that are wrong on purpose among it, is not what this is about
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         found = train(Path(scratch) / "proof", kind, stage, seed=seed, steps=STEPS[kind], **more)
-    settings = ", ".join(f"{key} {value}" for key, value in more.items())
+    settings = what or ", ".join(f"{key} {value}" for key, value in more.items())
     say(f"{kind}, {stage}{', ' + settings if settings else ''}, seed {seed}: beta log Z - J = {found.gap():.2e}")
     return found
 
@@ -332,9 +332,9 @@ def controls(say: Tell) -> list[Claim]:
     def at_random(prompt: str, completion: str) -> float:
         return float(torch.rand((), generator=noise))
 
-    random = _run(say, "table", "rloo", reward_funcs=[at_random])
+    random = _run(say, "table", "rloo", what="a random reward", reward_funcs=[at_random])
     with patch.object(Rloo, "credit", _negated(Rloo.credit)):
-        negated = _run(say, "table", "rloo")
+        negated = _run(say, "table", "rloo", what="advantages negated")
     labels = _run(say, "table", "dpo")
     shuffled = _run(say, "table", "dpo", dataset="shuffled")
     return [
