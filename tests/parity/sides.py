@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ EPSILON = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step came to; tensors by the model's own parameter names."""
+    """What a step came to; tensors by the model's own parameter names. `figures`: what ours logged besides."""
 
     loss: float
     gradients: dict[str, Tensor]
     after: dict[str, Tensor]
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 def keys(folder: Path, stage: str, **more: Any) -> dict[str, Any]:
@@ -55,24 +56,32 @@ def keys(folder: Path, stage: str, **more: Any) -> dict[str, Any]:
 
 
 QUESTIONS = ("a", "b c", "tell me d", "is it e")
+MARGINS = (0.0, 0.5, 1.0, 0.25)
 
 
 def write(folder: Path) -> Path:
-    """The tiny model, another of the same shape, and the data sets `qa`, `pairs` and `marks`; returns the folder."""
+    """The tiny model, another of the same shape, and data sets; returns the folder.
+
+    `qa`; `pairs`, and `led` with their margins; `level`, with equal chosen answers; `marks`.
+    """
     from trimtab.models.tiny import make_tiny
 
     make_tiny("llama", folder / "model", seed=0)
     make_tiny("llama", folder / "other", seed=1)
-    answers = {"qa": ("output",), "pairs": ("chosen", "rejected"), "marks": ("output", "kto_tag")}
-    made: dict[str, list[dict[str, Any]]] = {name: [] for name in answers}
+    made: dict[str, list[dict[str, Any]]] = {name: [] for name in ("qa", "pairs", "level", "marks")}
     for i, question in enumerate(QUESTIONS):
         text, worse = question.upper() * (i + 1), "no" * (4 - i)
         made["qa"].append({"instruction": question, "output": text})
-        made["pairs"].append({"instruction": question, "chosen": text, "rejected": worse})
+        made["pairs"].append({"instruction": question, "chosen": text, "rejected": worse, "lead": MARGINS[i]})
+        made["level"].append({"instruction": question, "chosen": "yes", "rejected": worse})
         made["marks"].append({"instruction": question, "output": text if i % 2 else worse, "kto_tag": bool(i % 2)})
     for name, rows in made.items():
         (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
-    info = {name: {"file_name": f"{name}.json", "ranking": name == "pairs"} for name in made}
+    info: dict[str, dict[str, Any]] = {
+        name: {"file_name": f"{name}.json", "ranking": name in ("pairs", "level")} for name in made
+    }
+    sides = {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}
+    info["led"] = {"file_name": "pairs.json", "ranking": True, "columns": {**sides, "margin": "lead"}}
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     return folder
 
@@ -81,16 +90,16 @@ def write(folder: Path) -> Path:
 
 
 def our_step(trainer: Any, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Step:
-    """The trainer's first step, with its gradients seen just before the optimizer uses them."""
+    """The trainer's first step, with its gradients (the last pass's) seen just before the optimizer uses them."""
     gradients: dict[str, Tensor] = {}
 
     def look(*_: Any) -> None:
         gradients.update({_bare(n): p.grad.detach().clone() for n, p in parameters.items() if p.grad is not None})
 
     hook = optimizer.register_step_pre_hook(look)
-    loss = trainer.step(0)["loss"]
+    figures = trainer.step(0)
     hook.remove()
-    return Step(loss, gradients, {_bare(n): p.detach().clone() for n, p in parameters.items()})
+    return Step(figures["loss"], gradients, {_bare(n): p.detach().clone() for n, p in parameters.items()}, figures)
 
 
 def _bare(name: str) -> str:
@@ -132,15 +141,23 @@ def arguments(folder: Path, **more: Any) -> dict[str, Any]:
     }
 
 
-def their_step(trainer: Any, inputs: Any, loss_of: Callable[[Any, Any], Tensor] | None = None) -> Step:
-    """The gradient of their loss on these inputs, and a step of the optimizer that their trainer makes."""
+def their_step(trainer: Any, inputs: Any, loss_of: Callable[[Any, Any], Tensor] | None = None, passes: int = 1) -> Step:
+    """The gradient of their loss on these inputs, and a step of the optimizer that their trainer makes.
+
+    With more `passes` than one over the same inputs: the mean of their losses, and the last one's gradient, as `our_step` sees them.
+    """
     model = trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    loss = (loss_of or trainer.compute_loss)(model, inputs)
-    loss.backward()
-    gradients = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
-    trainer.create_optimizer().step()
-    return Step(float(loss.detach()), gradients, {n: p.detach().clone() for n, p in model.named_parameters()})
+    optimizer = trainer.create_optimizer()
+    losses: list[float] = []
+    for _ in range(passes):
+        optimizer.zero_grad()
+        loss = (loss_of or trainer.compute_loss)(model, inputs)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        gradients = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+    return Step(sum(losses) / passes, gradients, {n: p.detach().clone() for n, p in model.named_parameters()})
 
 
 def padded(rows: Sequence[Any], pad: int = 0) -> dict[str, Tensor]:

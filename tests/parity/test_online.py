@@ -50,7 +50,7 @@ def spread(completion: str) -> float:
 def ours(stage: str, folder: Path, tmp_path: Path, patch: pytest.MonkeyPatch, **more: Any) -> tuple[Step, Collected]:
     given = keys(
         folder, stage, dataset="qa", output_dir=str(tmp_path), reward_funcs=[spread], group_size=K, max_new_tokens=LIMIT,
-        ref_model=str(folder / "other"), missing_eos_penalty=0.0, ppo_epochs=1, per_device_train_batch_size=len(QUESTIONS), **more,
+        ref_model=str(folder / "other"), missing_eos_penalty=0.0, per_device_train_batch_size=len(QUESTIONS), **{"ppo_epochs": 1, **more},
     )  # fmt: skip
     seen: list[Collected] = []
     collect = online.collect
@@ -99,7 +99,7 @@ def theirs(
     trainer._generate = lambda _: drawn
     trainer.model.train()
     inputs = trainer._generate_and_score_completions([{"prompt": "q"}] * len(rollouts))
-    return their_step(trainer, inputs)
+    return their_step(trainer, inputs, passes=trainer.num_iterations)
 
 
 def equal(name: str, a: Step, b: Step, record: Any) -> None:
@@ -111,12 +111,17 @@ def equal(name: str, a: Step, b: Step, record: Any) -> None:
     assert found.after < 1e-4
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_rloo(beta: float, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any) -> None:
+@pytest.mark.parametrize(("beta", "batch"), [(0.0, False), (0.3, False), (0.3, True)])
+def test_rloo(
+    beta: float, batch: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
+) -> None:
     from trl import RLOOConfig, RLOOTrainer
 
-    step, collected = ours("rloo", folder, tmp_path, monkeypatch, kl_coef=beta)
-    equal(f"rloo, beta {beta:g}", step, theirs(RLOOTrainer, RLOOConfig, folder, collected, beta=beta), record_property)
+    step, collected = ours(
+        "rloo", folder, tmp_path, monkeypatch, kl_coef=beta, advantage_norm="batch" if batch else "none"
+    )
+    found = theirs(RLOOTrainer, RLOOConfig, folder, collected, beta=beta, normalize_advantages=batch)
+    equal(f"rloo, beta {beta:g}, normalised {batch}", step, found, record_property)
 
 
 GRPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -146,6 +151,59 @@ def test_grpo(name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     mine, yours = GRPO[name]
     step, collected = ours("grpo", folder, tmp_path, monkeypatch, **mine)
     equal(name, step, theirs(GRPOTrainer, GRPOConfig, folder, collected, **yours), record_property)
+
+
+BOUNDS = {"clip_range_low": 0.01, "clip_range_high": 0.02}
+THEIR_BOUNDS = {"epsilon": 0.01, "epsilon_high": 0.02}
+MOVED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "rloo": ("rloo", {"kl_coef": 0.3, **BOUNDS}, {"beta": 0.3, **THEIR_BOUNDS}),
+    "grpo": (
+        "grpo",
+        {"kl_coef": 0.3, **BOUNDS},
+        {"loss_type": "grpo", "beta": 0.3, "use_bias_correction_kl": False, **THEIR_BOUNDS},
+    ),
+    "dual clip": (
+        "grpo",
+        {"kl_coef": 0.0, "clip_range": 0.01, "dual_clip": 1.02},
+        {"loss_type": "grpo", "beta": 0.0, "epsilon": 0.01, "delta": 1.02},
+    ),
+    "entropy": (
+        "grpo",
+        {"kl_coef": 0.0, "loss_reduction": "token", "entropy_coef": 0.2, **BOUNDS},
+        {"loss_type": "bnpo", "beta": 0.0, "entropy_coef": 0.2, **THEIR_BOUNDS},
+    ),
+    "cispo": (
+        "grpo",
+        {"preset": "cispo", "cispo_cap": 1.005},
+        {"loss_type": "cispo", "epsilon_high": 1.005, "beta": 0.0},
+    ),
+    "gspo": (
+        "grpo",
+        {"preset": "gspo"},
+        {
+            "loss_type": "grpo",
+            "importance_sampling_level": "sequence",
+            "beta": 0.0,
+            "epsilon": 3e-4,
+            "epsilon_high": 4e-4,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(MOVED))
+def test_a_policy_that_has_moved(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
+) -> None:
+    """A second pass over the same answers, where ratios are not 1 and the bounds act: its gradient, and the parameters after both."""
+    import trl
+
+    stage, mine, yours = MOVED[name]
+    step, collected = ours(stage, folder, tmp_path, monkeypatch, ppo_epochs=2, **mine)
+    assert step.figures["clip_fraction"] > 0.02
+    trainer, config = getattr(trl, f"{stage.upper()}Trainer"), getattr(trl, f"{stage.upper()}Config")
+    found = theirs(trainer, config, folder, collected, num_iterations=2, **yours)
+    equal(f"{name}, second pass", step, found, record_property)
 
 
 def test_their_default_kl_is_our_k2(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
