@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from trimtab.algos import ALGORITHMS
 from trimtab.config import load
 from trimtab.config.stages import ONLINE
 from trimtab.errors import ConfigError
+from trimtab.train.online import what_moves_the_optimum
 from trimtab.types import LabelledBatch, LossTerms, PairBatch, PreferenceBatch, RolloutBatch, Scores, TokenBatch
 
 pytestmark = pytest.mark.contract
@@ -123,3 +126,29 @@ def test_one_clip_range_or_two() -> None:
     assert ppo.from_config(keys("ppo", clip_range=0.3, clip_range_high=0.0)) == replace(
         ppo(), clip_low=0.3, clip_high=0.0
     )
+
+
+def test_the_examples_of_the_page_run() -> None:
+    """Every block of docs/algorithms/README.md, as it stands there."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "README.md").read_text(encoding="utf-8"), re.S)
+    assert blocks
+    for block in blocks:
+        names: dict[str, Any] = {}
+        exec(block, names)
+        gradient = names["logp"].grad
+        # both answers' advantages: plus and minus (1 - 0) less beta x (0.2 - 0.1); each a row of two
+        assert gradient.tolist() == [pytest.approx([-0.4975, -0.4975]), pytest.approx([0.4975, 0.0])]
+
+
+def test_the_pages_name_what_moves_the_optimum() -> None:
+    """Every key that the start of a run speaks of stands in the table that each online stage's page points to."""
+    source = inspect.getsource(what_moves_the_optimum)
+    read = set(re.findall(r"config\.([a-z_]+)|getattr\(config, \"([a-z_]+)\"", source))
+    found = {one or other for one, other in read} - {"answer_limit"}
+    assert {"ref_update_every", "entropy_coef", "mask_truncated"} <= found
+    text = (DOCS / "README.md").read_text(encoding="utf-8")
+    table = text.split("## Settings that move the optimum")[1].split("\n## ")[0]
+    assert {name for name in found if f"`{name}`" not in table} == set()
+    for stage in ONLINE:
+        page = (DOCS / f"{stage}.md").read_text(encoding="utf-8")
+        assert "(README.md#settings-that-move-the-optimum)" in page, stage

@@ -352,8 +352,8 @@ def what_moves_the_optimum(config: Any) -> list[str]:
     said = []
     if config.ref_update_every:
         said.append(
-            f"the reference becomes the policy every {config.ref_update_every} steps: beta holds each stretch to its start, and the run "
-            "as a whole drifts to the argmax of the reward"
+            f"the reference becomes the policy every {config.ref_update_every} steps, so what is said above holds for each stretch alone: "
+            "the run as a whole drifts to the argmax of the reward"
         )
     if config.entropy_coef:
         said.append(f"an entropy bonus of {config.entropy_coef:g} a token flattens the optimum")
