@@ -135,6 +135,33 @@ def test_each_answer_has_its_own_prompt_s_greedy_score(
     assert batch.greedy.tolist() == batch.score.tolist()
 
 
+def test_a_score_is_credited_less_its_costs(
+    keys: Keys, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every answer scores 9, clipped to 5: half a point off without an end, up to 2 off for a length near the limit."""
+    seen: list[RolloutBatch] = []
+    monkeypatch.setattr(ModelReward, "score", lambda self, answers: [9.0] * len(answers))
+    costs = {"reward_clip": 5.0, "missing_eos_penalty": 0.5, "overlong_buffer": 30, "overlong_penalty": 2.0}
+    one = trainer(keys, "rloo", tmp_path, rm_folder, max_new_tokens=60, **costs)
+    credit = type(one.algorithm).credit
+
+    def watched(self: Any, batch: RolloutBatch, **more: Any) -> RolloutBatch:
+        seen.append(batch)
+        return credit(self, batch, **more)
+
+    monkeypatch.setattr(type(one.algorithm), "credit", watched)
+    one.step(0)
+    (batch,) = seen
+    free = one.session.config.answer_limit - 30
+    lengths = batch.mask.sum(dim=-1).tolist()
+    assert set(batch.finished.tolist()) == {True, False}, "the seed's answers are to be of both kinds"
+    expected = [
+        5.0 - (0.0 if done else 0.5) - 2.0 * max(0, n - free) / 30
+        for n, done in zip(lengths, batch.finished.tolist(), strict=True)
+    ]
+    assert batch.score.tolist() == pytest.approx(expected)
+
+
 def test_the_start_says_what_moves_the_optimum(keys: Keys, tmp_path: Path) -> None:
     def said(stage: str, **more: Any) -> str:
         return "; ".join(
