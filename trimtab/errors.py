@@ -9,7 +9,7 @@ A `TrimtabError` prints as
 
 The command line catches `TrimtabError` only, prints it without a traceback and exits with `exit_code`. What the machine refuses
 (a file, the disk, memory) becomes one in `typed`, at the doors: `run_exp`, `ChatModel`, the command line. Anything else that
-escapes is a fault of ours and keeps its traceback. docs/errors.md lists every message (`python -m trimtab.errors_document`).
+escapes is a fault of ours and keeps its traceback. docs/errors.md lists every message (`make errors`).
 """
 
 from __future__ import annotations

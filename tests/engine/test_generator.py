@@ -10,14 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.engine.generator import ForwardGenerator
+from trimtab.engine import generator
+from trimtab.engine.generator import Engine
 from trimtab.models import lora
 from trimtab.models.forward import score_tokens
 from trimtab.models.roles import Roles
 from trimtab.models.tiny import FAMILIES, Family, tiny_model, tiny_tokenizer
 from trimtab.types import Completion, Example, Origin, Prompt, Sampling, TokenRow
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("way")]
+
+
+@pytest.fixture(params=["blocks", "forward"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything twice: through the decoder of the Llama family, and through the model's own forward pass."""
+    if request.param == "forward":
+        monkeypatch.setattr(generator, "why_not", lambda model, active: "the test says so")
+
 
 NEVER = (100_000,)
 """A stop token that no model here writes."""
@@ -50,8 +59,8 @@ def policy(family: Family = "qwen2") -> Roles:
     return roles
 
 
-def engine(roles: Roles, stop_ids: tuple[int, ...] = NEVER, **keys: Any) -> ForwardGenerator:
-    return ForwardGenerator(roles=roles, role="policy", stop_ids=stop_ids, **keys)
+def engine(roles: Roles, stop_ids: tuple[int, ...] = NEVER, **keys: Any) -> Engine:
+    return Engine(roles=roles, role="policy", stop_ids=stop_ids, **keys)
 
 
 def texts(completions: Sequence[Completion]) -> list[tuple[int, ...]]:
@@ -62,7 +71,7 @@ def texts(completions: Sequence[Completion]) -> list[tuple[int, ...]]:
 def test_greedy_is_that_of_transformers(family: Family) -> None:
     roles = policy(family)
     ours = engine(roles).generate(PROMPTS, Sampling(temperature=0.0, max_new_tokens=12))
-    base = ForwardGenerator(roles=roles, role="base", stop_ids=NEVER).generate(
+    base = Engine(roles=roles, role="base", stop_ids=NEVER).generate(
         PROMPTS, Sampling(temperature=0.0, max_new_tokens=12)
     )
     with roles.enter("policy"):

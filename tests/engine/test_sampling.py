@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from trimtab.engine.sampling import draw, filtered, next_tokens, penalise_repeats, uniforms
 from trimtab.types import Sampling
@@ -146,10 +146,18 @@ def test_top_k_and_top_p_by_hand() -> None:
     # first k, then p of what is left: 0.4 and 0.3 become 4/7 = 0.571 and 3/7
     assert kept(top_k=2, top_p=0.5) == [1]
     assert kept(top_k=2, top_p=0.6) == [1, 2]
+    # min-p: at least that share of 0.4
+    assert kept(min_p=0.2) == [0, 1, 2, 3]
+    assert kept(min_p=0.3) == [1, 2, 3]
+    assert kept(min_p=0.6) == [1, 2]
+    assert kept(min_p=1.0) == [1]
 
 
-@pytest.mark.parametrize(("k", "p", "penalty"), [(0, 0.7, 1.0), (5, 1.0, 1.3), (50, 0.7, 1.0), (12, 0.3, 0.8)])
-def test_filters_are_those_of_transformers(k: int, p: float, penalty: float) -> None:
+@pytest.mark.parametrize(
+    ("k", "p", "least", "penalty"),
+    [(0, 0.7, 0, 1.0), (5, 1.0, 0, 1.3), (50, 0.7, 0, 1.0), (12, 0.3, 0, 0.8), (0, 1.0, 0.1, 1.0), (50, 0.9, 0.3, 1.3)],
+)
+def test_filters_are_those_of_transformers(k: int, p: float, least: float, penalty: float) -> None:
     logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(1)) * 2
     ids = torch.randint(0, 100, (8, 10), generator=torch.Generator().manual_seed(2))
     theirs = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone()) if penalty != 1 else logits
@@ -157,8 +165,10 @@ def test_filters_are_those_of_transformers(k: int, p: float, penalty: float) -> 
         theirs = TopKLogitsWarper(k)(ids, theirs)
     if p < 1:
         theirs = TopPLogitsWarper(p)(ids, theirs)
+    if least:
+        theirs = MinPLogitsWarper(least)(ids, theirs)
     seen = torch.zeros(8, 100, dtype=torch.bool).scatter(1, ids, True)
-    ours = filtered(penalise_repeats(logits, seen, penalty), Sampling(top_k=k, top_p=p))
+    ours = filtered(penalise_repeats(logits, seen, penalty), Sampling(top_k=k, top_p=p, min_p=least))
     assert torch.equal(torch.isinf(ours), torch.isinf(theirs))
     torch.testing.assert_close(ours, theirs)
 

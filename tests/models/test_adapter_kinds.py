@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from trimtab.config import load
-from trimtab.engine.generator import ForwardGenerator
+from trimtab.engine.generator import Engine
 from trimtab.errors import AdapterError, ConfigError
 from trimtab.models import lora
 from trimtab.models.copies import add_copies, copied
@@ -272,7 +272,7 @@ def test_a_layer_that_is_not_plain_computes_by_its_own_forward() -> None:
     lora.new_adapter(model, "p", paths=found, rank=4, alpha=8, rslora=False, seed=0)
     roles.define("policy", "p")
     torch.testing.assert_close(logits(roles), before)
-    generator = ForwardGenerator(roles=roles, role="policy", stop_ids=(1,))
+    generator = Engine(roles=roles, role="policy", stop_ids=(1,))
     for parameter in roles.trainable("policy").values():
         parameter.data.add_(0.02)
     prompt = Prompt(index=0, token_ids=(20, 31, 42), example=Example(origin=Origin(file="f", row=1), prompt=()))

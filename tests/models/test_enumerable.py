@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trimtab.engine.generator import ForwardGenerator
+from trimtab.engine.generator import Engine
 from trimtab.errors import ModelError
 from trimtab.models.enumerable import NEVER, PrefixTableConfig, PrefixTableForCausalLM
 from trimtab.models.forward import choose_layout, score_tokens
@@ -72,7 +72,7 @@ def test_what_samples_is_what_scores(kind: str, tmp_path: Path) -> None:
         Prompt(index=i, token_ids=tuple(ids(list(text))), example=Example(origin=Origin(file="f", row=1 + i)))
         for i, text in enumerate(("1:", "ab1:", "1:ab1b:"))
     ]
-    drawn = ForwardGenerator(roles=roles, role="policy", stop_ids=(end,)).generate(
+    drawn = Engine(roles=roles, role="policy", stop_ids=(end,)).generate(
         prompts, Sampling(max_new_tokens=3, seed=1), k=8
     )
     assert {token for completion in drawn for token in completion.token_ids} <= {*letters, end}

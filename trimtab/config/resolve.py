@@ -701,7 +701,9 @@ def _differences(config: StageConfig) -> list[str]:
         if config.pref_loss == "exo" and config.dpo_label_smoothing == 0:
             lines.append("dpo_label_smoothing: 0.001 in pref_loss exo, where 0 would make the loss infinite")
     if isinstance(config, OnlineConfig):
-        filters = [k for k in ("do_sample", "top_k", "top_p", "repetition_penalty") if getattr(config, k) is not None]
+        filters = [
+            k for k in ("do_sample", "top_k", "top_p", "min_p", "repetition_penalty") if getattr(config, k) is not None
+        ]
         if filters:
             lines.append(
                 f"{', '.join(filters)}: applied in chat, predict and sampled evaluation; rollouts use the temperature "

@@ -377,6 +377,11 @@ class StageConfig(BaseModel):
     temperature: NonNegative | None = key("Generation", None, "null: 0.95 in chat and predict, 1 in rollouts")
     top_p: TopP | None = key("Generation", None, "null: 0.7 in chat and predict; not applied in rollouts")
     top_k: TopK | None = key("Generation", None, "0 or -1: off; null: 50 in chat and predict; not applied in rollouts")
+    min_p: Unit | None = key(
+        "Generation",
+        None,
+        "keep tokens of at least this share of the likeliest one's probability; not applied in rollouts",
+    )
     repetition_penalty: Positive | None = key("Generation", None, "null: 1; not applied in rollouts")
     max_new_tokens: Count | None = key("Generation", None, "most tokens of an answer; null: 1024")
     max_length: Count | None = key(
@@ -455,6 +460,7 @@ class StageConfig(BaseModel):
             temperature=0.0 if self.do_sample is False else 0.95 if self.temperature is None else self.temperature,
             top_p=0.7 if self.top_p is None else self.top_p,
             top_k=50 if self.top_k is None else max(0, self.top_k),
+            min_p=self.min_p or 0.0,
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
             max_new_tokens=self.answer_limit,
             seed=self.seed,

@@ -1,10 +1,10 @@
 """Answers to prompts, from the weights that are being trained. One seam behind rollouts, evaluation, chat and the API.
 
-`Generator` says what an engine does; `ForwardGenerator` does it with the model's own forward pass and a preallocated cache: any
-causal language model of transformers. Each prompt is computed once for all its completions, rows leave when they stop, and what
-is drawn is kept as token ids (never re-encoded) with the log-probability that each had when it was drawn.
+`Generator` says what an engine does; `Engine` does it: it schedules rows, and a decoder (`decoders`, `blocks`) computes. Each prompt is
+read once for all its completions, rows leave when they stop and others take their slots, and what is drawn is kept as token ids
+(never re-encoded) with the log-probability that each had when it was drawn.
 
-Shapes: b live rows, p columns of the longest prompt (padded on the left, so that all rows write the same column), v vocabulary.
+Shapes: b live rows, v vocabulary.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.engine.cache import SlotCache
+from trimtab.engine.blocks import BlockDecoder, Weights, why_not
+from trimtab.engine.decoders import Decoder, ForwardDecoder
 from trimtab.engine.sampling import next_tokens, uniforms
 from trimtab.errors import ModelError
 from trimtab.models.forward import sees_everything
-from trimtab.models.load import decoder, head_bias, head_weight
+from trimtab.models.load import head_weight
 from trimtab.models.roles import Roles
 from trimtab.types import Completion, Finish, Prompt, Sampling
 
@@ -53,6 +54,9 @@ class Generator(Protocol):
         ...
 
 
+STEP = 8
+
+
 @dataclass(slots=True)
 class _Row:
     prompt: Prompt
@@ -63,13 +67,22 @@ class _Row:
 
 
 @dataclass(slots=True)
-class ForwardGenerator:
-    """Decoding through `model.forward`, as one role.
+class Kept:
+    """What the block decoder prepares of the weights. Engines that share it prepare them once; it is freed with the last of them."""
+
+    weights: Weights | None = None
+
+
+@dataclass(slots=True)
+class Engine:
+    """Answers of one role, rows in slots: a row that has stopped leaves its slot to the next prompt.
 
     Attributes:
         stop_ids: the template's stop tokens; the first is its end of turn, a completion that ends with it is finished.
         decode: text of token ids, needed only for stop strings.
         slots: most rows decoded at once.
+        packing: may a decoder keep a copy of the weights in the order that its products like best?
+        kept: what the decoder prepares of the weights.
     """
 
     roles: Roles
@@ -77,7 +90,9 @@ class ForwardGenerator:
     stop_ids: tuple[int, ...]
     decode: Callable[[Sequence[int]], str] | None = None
     slots: int = 64
+    packing: bool = True
     version: int = 0
+    kept: Kept = field(default_factory=Kept)
 
     def update(self, version: int) -> None:
         self.version = version
@@ -90,19 +105,14 @@ class ForwardGenerator:
         k: int = 1,
         progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        rows = [_Row(prompt=prompt, sample=i) for prompt in prompts for i in range(k)]
-        per_wave = max(1, self.slots // k)
-        # longest prompts together: a wave is padded to its longest. The draw does not depend on companions, so order is free
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].token_ids))
-        for start in range(0, len(order), per_wave):
-            wave = [rows[i * k + j] for i in order[start : start + per_wave] for j in range(k)]
-            for stopped in self._decode_wave(wave, sampling, k):
-                if progress is not None and stopped.finish is not None:
-                    progress(1)
-        return [self._completion(row) for row in rows]
+        rows = [[_Row(prompt=prompt, sample=i) for i in range(k)] for prompt in prompts]
+        for stopped in self._decode(rows, sampling):
+            if progress is not None and stopped.finish is not None:
+                progress(1)
+        return [self._completion(row) for own in rows for row in own]
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Token]:
-        for row in self._decode_wave([_Row(prompt=prompt, sample=0)], sampling, 1):
+        for row in self._decode([[_Row(prompt=prompt, sample=0)]], sampling):
             yield Token(prompt_index=prompt.index, sample_index=0, token_id=row.tokens[-1], finish=row.finish)
 
     def _completion(self, row: _Row) -> Completion:
@@ -115,110 +125,81 @@ class ForwardGenerator:
             policy_version=self.version,
         )
 
-    def _decode_wave(self, rows: list[_Row], sampling: Sampling, k: int) -> Iterator[_Row]:
-        """Decode rows (k consecutive ones per prompt) to their ends; yields a row after each of its tokens."""
+    def _decode(self, groups: Sequence[list[_Row]], sampling: Sampling) -> Iterator[_Row]:
+        """Decode the rows of each prompt to their ends; yields a row after each of its tokens."""
+        if not groups:
+            return
+        # longest prompts first, so that a pass over new prompts pads little. The draw does not depend on companions: order is free
+        waiting = sorted(groups, key=lambda own: len(own[0].prompt.token_ids))
+        k, limit = len(groups[0]), sampling.max_new_tokens
+        slots = max(k, min(self.slots, k * len(groups)))
+        with self._as_role():
+            decoder = self._decoder(slots, len(waiting[-1][0].prompt.token_ids) + limit)
+        live = _Live(slots, limit, self.device, self._vocabulary() if sampling.repetition_penalty != 1.0 else 0)
+        while waiting or live.rows:
+            free = (slots - len(live.rows)) // k
+            # prompts are cheaper to read together: wait until an eighth of the slots is free
+            if waiting and (not live.rows or free >= max(1, min(len(waiting), slots // k // 8))):
+                new = [waiting.pop() for _ in range(min(free, len(waiting)))]
+                states, lengths = self._admit(new, decoder, len(live.rows))
+                first = len(live.rows)
+                live.add([row for own in new for row in own], lengths, sampling)
+            else:
+                first = 0
+                with self._as_role():
+                    states = decoder.step(*live.rounded(), live.longest)[: len(live.rows)]
+                live.grow()
+            with self._as_role():
+                logits = decoder.logits(states)
+            tokens, logps = next_tokens(logits, live.draws(first), sampling, live.seen_from(first))
+            drawn = list(zip(live.rows[first:], tokens.tolist(), logps.tolist(), strict=True))
+            for row, token, logp in drawn:
+                row.tokens.append(token)
+                row.logprobs.append(logp)
+                row.finish = self._ending(row, token, sampling)
+                yield row
+            live.put(first, tokens)
+            live.leave(decoder)
+
+    def _admit(self, groups: list[list[_Row]], decoder: Decoder, first: int) -> tuple[Tensor, list[int]]:
+        """Read new prompts into the slots from `first` on; the hidden state and length of each new row."""
+        k = len(groups[0])
+        prompts = [own[0].prompt.token_ids for own in groups]
+        slots = [list(range(first + i * k, first + (i + 1) * k)) for i in range(len(groups))]
+        with self._as_role():
+            states = decoder.prefill(prompts, slots)
+        return states.repeat_interleave(k, dim=0), [len(ids) for ids in prompts for _ in range(k)]
+
+    def _decoder(self, slots: int, capacity: int) -> Decoder:
         model = self.roles.of(self.role)
-        device = next(model.parameters()).device
-        limit = sampling.max_new_tokens
-        draws = torch.from_numpy(
-            uniforms(
-                sampling.seed,
-                sampling.epoch,
-                np.array([row.prompt.index for row in rows]),
-                np.array([row.sample for row in rows]),
-                limit,
-            )
-        ).to(device)
-        lengths = [len(row.prompt.token_ids) for row in rows[::k]]
-        longest = max(lengths)
         window = getattr(model.config.get_text_config(), "sliding_window", None)
-        if window is not None and not sees_everything(model) and longest + limit > window:
+        if window is not None and not sees_everything(model) and capacity > window:
             raise ModelError(
-                f"prompt and answer may reach {longest + limit} tokens, more than this model's attention window of {window}",
+                f"prompt and answer may reach {capacity} tokens, more than this model's attention window of {window}",
                 where="max_new_tokens, cutoff_len",
                 why="the engine's cache and mask hold whole answers and know no window",
                 remedy=f"keep cutoff_len + max_new_tokens within {window}",
             )
-        cache = SlotCache(model.config.get_text_config().num_hidden_layers, longest + limit)
-        with self._as_role():
-            state = self._prefill([row.prompt for row in rows[::k]], cache, longest)
-        repeat = torch.arange(len(lengths), device=device).repeat_interleave(k)
-        if k > 1:
-            cache.keep(repeat)
-            state = state[repeat]
-        pad = torch.tensor([longest - n for n in lengths], device=device)[repeat]
-        live = list(range(len(rows)))
-        seen = self._seen(rows, device) if sampling.repetition_penalty != 1.0 else None
-        columns = torch.arange(longest + limit, device=device)
-        for step in range(limit):
-            token, logp = next_tokens(self._logits(state), draws[live, step], sampling, seen)
-            going = []
-            for slot, (i, t, lp) in enumerate(zip(live, token.tolist(), logp.tolist(), strict=True)):
-                row = rows[i]
-                row.tokens.append(t)
-                row.logprobs.append(lp)
-                row.finish = self._ending(row, t, sampling)
-                if row.finish is None:
-                    going.append(slot)
-                yield row
-            if not going or step == limit - 1:
-                return
-            if seen is not None:
-                seen[torch.arange(len(live), device=device), token] = True
-            if len(going) < len(live):
-                kept = torch.tensor(going, device=device)
-                token, pad = token[kept], pad[kept]
-                seen = seen[kept] if seen is not None else None
-                live = [live[slot] for slot in going]
-                cache.keep(kept)
-            width = longest + step + 1
-            mask = (columns[None, :width] >= pad[:, None])[:, None, None] if longest > min(lengths) else None
-            with self._as_role():
-                state = decoder(model)(
-                    input_ids=token[:, None],
-                    attention_mask=mask,
-                    position_ids=(longest + step - pad)[:, None],
-                    past_key_values=cache,
-                    use_cache=True,
-                ).last_hidden_state[:, -1]
+        if why_not(model, self.roles.switch.active):
+            return ForwardDecoder(model, slots, capacity)
+        active, kept = self.roles.switch.active, self.kept
+        if kept.weights is None or not kept.weights.current(active):
+            kept.weights = None  # freed before the new copy is made
+            kept.weights = Weights(model, active, packing=self.packing)
+        return BlockDecoder(kept.weights, slots, capacity)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.roles.of(self.role).parameters()).device
+
+    def _vocabulary(self) -> int:
+        return len(head_weight(self.roles.of(self.role)))
 
     @contextmanager
     def _as_role(self) -> Iterator[None]:
         """Inference as the generator's role, entered per forward: between tokens a stream's reader may do as it likes."""
         with torch.no_grad(), self.roles.enter(self.role):
             yield
-
-    def _prefill(self, prompts: list[Prompt], cache: SlotCache, longest: int) -> Tensor:
-        """Fill the cache with left-padded prompts; returns the hidden state of each prompt's last token `[b, d]`."""
-        model = self.roles.of(self.role)
-        device = next(model.parameters()).device
-        ids = torch.tensor([[0] * (longest - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device)
-        pad = torch.tensor([longest - len(p.token_ids) for p in prompts], device=device)
-        columns = torch.arange(longest, device=device)
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-        # a padded column sees itself, or its softmax would be 0 / 0
-        mask = (causal & (columns[None, None, :] >= pad[:, None, None])) | torch.eye(
-            longest, dtype=torch.bool, device=device
-        )
-        out = decoder(model)(
-            input_ids=ids,
-            attention_mask=mask[:, None] if bool(pad.any()) else None,
-            position_ids=(columns[None] - pad[:, None]).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        return out  # type: ignore[no-any-return]
-
-    def _logits(self, state: Tensor) -> Tensor:
-        model = self.roles.of(self.role)
-        with self._as_role():  # the role may have an output head of its own
-            return torch.nn.functional.linear(state, head_weight(model), head_bias(model))
-
-    def _seen(self, rows: list[_Row], device: torch.device) -> Tensor:
-        seen = torch.zeros(len(rows), head_weight(self.roles.of(self.role)).shape[0], dtype=torch.bool, device=device)
-        for i, row in enumerate(rows):
-            seen[i, list(row.prompt.token_ids)] = True
-        return seen
 
     def _ending(self, row: _Row, token: int, sampling: Sampling) -> Finish | None:
         if token in self.stop_ids:
@@ -228,3 +209,87 @@ class ForwardGenerator:
             if any(s in text for s in sampling.stop):
                 return "other_stop"
         return "length" if len(row.tokens) >= sampling.max_new_tokens else None
+
+
+class _Live:
+    """The rows that are being decoded, row i in slot i, and what the next step needs of them.
+
+    Args:
+        vocabulary: keep the tokens that each row has seen, of this many; 0: do not.
+    """
+
+    def __init__(self, slots: int, limit: int, device: torch.device, vocabulary: int) -> None:
+        self.rows: list[_Row] = []
+        self.device = device
+        self._uniforms = torch.zeros(slots, limit, device=device)
+        self._tokens = torch.zeros(slots, dtype=torch.long, device=device)
+        self._lengths = torch.zeros(slots, dtype=torch.long, device=device)
+        self._written = torch.zeros(slots, dtype=torch.long, device=device)
+        self._seen = torch.zeros(slots, vocabulary, dtype=torch.bool, device=device) if vocabulary else None
+        self.longest = 0
+
+    def rounded(self) -> tuple[Tensor, Tensor]:
+        """The last token of each row and how many the cache holds, with free slots up to a multiple of `STEP` rows.
+
+        What a free slot held is computed on and not read; libraries make a kernel for every number of rows that they meet.
+        """
+        b = len(self.rows)
+        if b > STEP:
+            b = min(-(-b // STEP) * STEP, len(self._tokens))
+        return self._tokens[:b], self._lengths[:b]
+
+    def add(self, rows: list[_Row], lengths: list[int], sampling: Sampling) -> None:
+        """Rows in the next free slots, their prompts read."""
+        first, last = len(self.rows), len(self.rows) + len(rows)
+        prompts, samples = np.array([row.prompt.index for row in rows]), np.array([row.sample for row in rows])
+        drawn = uniforms(sampling.seed, sampling.epoch, prompts, samples, sampling.max_new_tokens)
+        self._uniforms[first:last] = torch.from_numpy(drawn).to(self.device)
+        self._lengths[first:last] = torch.tensor(lengths, device=self.device)
+        self._written[first:last] = 0
+        if self._seen is not None:
+            self._seen[first:last] = False
+            for i, row in enumerate(rows, first):
+                self._seen[i, list(row.prompt.token_ids)] = True
+        self.rows += rows
+        self.longest = max(self.longest, *lengths)
+
+    def grow(self) -> None:
+        """The cache holds one token more of each row."""
+        self._lengths[: len(self.rows)] += 1
+        self.longest += 1
+
+    def draws(self, first: int) -> Tensor:
+        """The uniform number of the next token of the rows from `first` on."""
+        part = slice(first, len(self.rows))
+        return self._uniforms[part].gather(1, self._written[part, None]).squeeze(1)
+
+    def seen_from(self, first: int) -> Tensor | None:
+        return None if self._seen is None else self._seen[first : len(self.rows)]
+
+    def put(self, first: int, tokens: Tensor) -> None:
+        """Tokens that the rows from `first` on have been given."""
+        part = slice(first, len(self.rows))
+        self._tokens[part] = tokens
+        self._written[part] += 1
+        if self._seen is not None:
+            self._seen[torch.arange(first, len(self.rows), device=self.device), tokens] = True
+
+    def leave(self, decoder: Decoder) -> None:
+        """Rows that have stopped leave; the last ones move into their slots."""
+        kept = [i for i, row in enumerate(self.rows) if row.finish is None]
+        if len(kept) == len(self.rows):
+            return
+        holes = sorted(set(range(len(kept))) - set(kept))
+        movers = kept[len(kept) - len(holes) :]
+        if holes:
+            targets = torch.tensor(holes, device=self.device)
+            sources = torch.tensor(movers, device=self.device)
+            decoder.move(sources, targets, self.longest)
+            for own in (self._uniforms, self._tokens, self._lengths, self._written, self._seen):
+                if own is not None:
+                    own[targets] = own[sources]
+        rows = self.rows[: len(kept)]
+        for hole, mover in zip(holes, movers, strict=True):
+            rows[hole] = self.rows[mover]
+        self.rows = rows
+        self.longest = max((len(r.prompt.token_ids) + len(r.tokens) - 1 for r in rows), default=0)

@@ -8,6 +8,8 @@ Shapes: b rows drawing at once, v vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -62,9 +64,10 @@ def draw(probs: Float[Tensor, "b v"], u: Float[Tensor, " b"]) -> Int[Tensor, " b
 
 
 def filtered(logits: Float[Tensor, "b v"], sampling: Sampling) -> Float[Tensor, "b v"]:
-    """Logits with everything outside top-k and top-p at minus infinity. For chat and prediction, never for rollouts.
+    """Logits with everything outside top-k, top-p and min-p at minus infinity. For chat and prediction, never for rollouts.
 
-    top-k first, then top-p on what is left: the smallest set of most likely tokens whose probability reaches p (arXiv:1904.09751).
+    top-k first; then top-p on what is left: the smallest set of most likely tokens whose probability reaches p (arXiv:1904.09751);
+    then min-p: what is at least that share of the most likely token's probability (arXiv:2407.01082).
     """
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
@@ -74,6 +77,8 @@ def filtered(logits: Float[Tensor, "b v"], sampling: Sampling) -> Float[Tensor, 
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
         logits = logits.masked_fill(drop, -torch.inf)
+    if sampling.min_p > 0.0:
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(sampling.min_p), -torch.inf)
     return logits
 
 
@@ -104,7 +109,7 @@ def next_tokens(
         token = allowed.argmax(-1)
     else:
         changed = allowed is not logits
-        if sampling.top_k > 0 or sampling.top_p < 1.0:
+        if sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0:
             allowed, changed = filtered(allowed, sampling), True
         token = draw(allowed.softmax(-1) if changed else logp.exp(), u)
     return token, logp.gather(-1, token[:, None]).squeeze(-1)

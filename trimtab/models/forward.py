@@ -22,6 +22,7 @@ from itertools import accumulate
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -35,6 +36,10 @@ from trimtab.ops.logprobs import logprobs_and_entropy, vocabulary_mean
 from trimtab.types import Scores, TokenRow
 
 Layout = Literal["padded", "packed", "shared"]
+
+STEP = 64
+"""In 16-bit types packed tokens and scored states are filled up to a multiple of this: oneDNN makes a kernel, 0.7 MB of it, for every
+number of rows that it meets (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,11 +167,12 @@ def _plan_padded(rows: Sequence[TokenRow], blocks: list[list[int]], budget: int)
     return cut
 
 
-def pack(rows: Sequence[TokenRow], layout: Layout, device: torch.device, heads: int = 1) -> Packed:
+def pack(rows: Sequence[TokenRow], layout: Layout, device: torch.device, heads: int = 1, multiple: int = 1) -> Packed:
     """Lay rows out for one forward pass.
 
     Args:
         heads: attention heads of the model, for the size of what is computed together.
+        multiple: fill a packed sequence up to a multiple of this many tokens, with a row that nobody reads.
     """
     if layout == "padded":
         n = max(len(row.token_ids) for row in rows)
@@ -194,6 +200,11 @@ def pack(rows: Sequence[TokenRow], layout: Layout, device: torch.device, heads: 
             branches.append((start, len(ids)))
             places[i] = (0, [*range(root, root + shared), *range(start, len(ids))])
         grown.append(Tree((root, root + shared), tuple(branches)))
+    if filler := -len(ids) % multiple:
+        end = len(ids)
+        grown.append(Tree((end, end), ((end, end + filler),)))
+        ids.extend([0] * filler)
+        positions.extend(range(filler))
     return Packed(
         ids=torch.tensor([ids], device=device),
         positions=torch.tensor([positions], device=device),
@@ -217,6 +228,10 @@ def _hidden(model: torch.nn.Module, packed: Packed) -> Float[Tensor, "q n d"]:
         keys = {"attention_mask": packed.ids.new_ones(1, 1, 1, 1, dtype=torch.bool), "trees": packed.trees}
     out = decoder(model)(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **keys).last_hidden_state
     return out  # type: ignore[no-any-return]
+
+
+def _multiple(model: torch.nn.Module) -> int:
+    return STEP if head_weight(model).element_size() == 2 else 1
 
 
 def _heads(model: torch.nn.Module) -> int:
@@ -262,7 +277,7 @@ def score_tokens(
         trunk_learns: False: gradients end at the head, and nothing of the layers is kept for a backward pass.
     """
     device = next(model.parameters()).device
-    packed = pack(rows, layout, device, _heads(model))
+    packed = pack(rows, layout, device, _heads(model), _multiple(model))
     with torch.set_grad_enabled(trunk_learns and torch.is_grad_enabled()):
         states, owner, slot = _gather(_hidden(model, packed), packed, rows, shift=1)
     b, t = len(rows), width or max(len(row.scored) for row in rows)
@@ -276,9 +291,15 @@ def score_tokens(
     logp = entropy = average = None
     if lm_head:
         targets = torch.tensor([row.token_ids[i] for row in rows for i in row.scored], device=device)
+        filler = -len(states) % _multiple(model)
         flat_logp, flat_entropy = logprobs_and_entropy(
-            states, head_weight(model), targets, temperature=temperature, bias=head_bias(model)
+            F.pad(states, (0, 0, 0, filler)),
+            head_weight(model),
+            F.pad(targets, (0, filler)),
+            temperature=temperature,
+            bias=head_bias(model),
         )
+        flat_logp, flat_entropy = flat_logp[: len(states)], flat_entropy[: len(states)]
         logp, entropy = spread(flat_logp), spread(flat_entropy)
         if mean_logp:
             average = spread(
@@ -296,7 +317,7 @@ def score_rows(
     """The reward of each row: the head at the row's last scored token (its end marker). The language-model head never runs."""
     device = next(model.parameters()).device
     last = [TokenRow(token_ids=row.token_ids, scored=row.scored[-1:]) for row in rows]
-    packed = pack(rows, layout, device, _heads(model))
+    packed = pack(rows, layout, device, _heads(model), _multiple(model))
     states, _, _ = _gather(_hidden(model, packed), packed, last, shift=0)
     return head(states)  # type: ignore[no-any-return]
 

@@ -239,12 +239,16 @@ def _passing(job: Job, shape: Shape, tokens: int, head: int) -> int:
 
 
 def _decoding(job: Job, shape: Shape, machine: Machine) -> int:
-    """The cache of the rows that are decoded at once, the prefill, the logits of a token for all of them."""
+    """The cache of the rows that are decoded at once, the prefill, the logits of a token for all of them; on a CPU that multiplies
+    bfloat16 also the copy of the weights that the engine packs (`engine/products.py`), where that takes half of what is free."""
     prompts = job.rollout * job.group if job.online else SLOTS
     rows = min(SLOTS, max(1, prompts))
     columns = job.lengths.longest + job.new
     cache = 2 * shape.layers * shape.keys * job.compute * rows * columns
-    return cache + max(_passing(job, shape, rows // max(1, job.group) * job.lengths.longest, 0),
+    copy = job.compute * (shape.linear + shape.head)
+    if machine.kind != "cpu" or job.compute != 2 or 2 * copy > machine.memory:
+        copy = 0
+    return copy + cache + max(_passing(job, shape, rows // max(1, job.group) * job.lengths.longest, 0),
                        rows * shape.vocabulary * 16)  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from trimtab.engine.generator import ForwardGenerator
+from trimtab.engine.generator import Engine
 from trimtab.errors import DataError
 from trimtab.types import Completion, Prompt, Sampling
 
@@ -46,7 +46,7 @@ def limits(prompts: Sequence[Prompt], sampling: Sampling, *, max_length: int | N
 
 
 def answer(
-    generator: ForwardGenerator,
+    generator: Engine,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     *,

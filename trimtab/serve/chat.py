@@ -44,6 +44,7 @@ SHARED = (
     "temperature",
     "top_p",
     "top_k",
+    "min_p",
     "repetition_penalty",
     "max_new_tokens",
     "max_length",
@@ -114,7 +115,7 @@ class ChatModel:
                 a dialogue of its own.
             system: a system message before them.
             tools: a JSON list of functions, told to the model as its template does; calls come back as text.
-            generation: do_sample, temperature, top_p, top_k, num_return_sequences, repetition_penalty, max_new_tokens,
+            generation: do_sample, temperature, top_p, top_k, min_p, num_return_sequences, repetition_penalty, max_new_tokens,
                 max_length, stop, seed, skip_special_tokens; each wins over the file.
 
         Returns:

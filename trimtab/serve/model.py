@@ -10,7 +10,7 @@ an adapter makes it a reward model:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ import torch
 
 from trimtab.config import StageConfig
 from trimtab.data.templates import Template
-from trimtab.engine.generator import ForwardGenerator
+from trimtab.engine.generator import Engine, Kept
 from trimtab.errors import ModelError, RunError
 from trimtab.models.folder import ADAPTER_CONFIG, read_adapter, resolve_model
 from trimtab.models.heads import RECORD, WEIGHTS, HeadRecord, load_head
@@ -26,7 +26,7 @@ from trimtab.models.roles import Roles
 from trimtab.rewards import readout_tail
 from trimtab.rundir import read_json
 from trimtab.train.assemble import POLICY, REWARD, load_parts, stack_adapters
-from trimtab.train.device import default_micro_batch_tokens
+from trimtab.train.device import default_micro_batch_tokens, spares_a_copy
 from trimtab.train.progress import say
 
 
@@ -56,6 +56,7 @@ class Served:
         adapters: names of the stacked adapters.
         record: how scores are read; None without a value head.
         writes: it may be asked for answers (a reward model may not).
+        kept: what its engines prepare of the weights, once.
     """
 
     config: StageConfig
@@ -69,6 +70,7 @@ class Served:
     adapters: tuple[str, ...]
     record: HeadRecord | None
     writes: bool
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def tail(self) -> tuple[int, ...]:
@@ -89,7 +91,7 @@ class Served:
         """Text of token ids."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
-    def generator(self) -> ForwardGenerator:
+    def generator(self) -> Engine:
         """The engine that writes answers.
 
         Raises:
@@ -102,8 +104,13 @@ class Served:
                 why="its adapter was trained for its value head, and text from it would mean nothing",
                 remedy="use get_scores, or name the adapter of an sft or ppo run",
             )
-        return ForwardGenerator(
-            roles=self.roles, role=POLICY, stop_ids=self.template.stop_ids, decode=lambda ids: self.decode(ids)
+        return Engine(
+            roles=self.roles,
+            role=POLICY,
+            stop_ids=self.template.stop_ids,
+            decode=lambda ids: self.decode(ids),
+            packing=spares_a_copy(self.roles.of(POLICY)),
+            kept=self.kept,
         )
 
 

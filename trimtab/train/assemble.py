@@ -14,7 +14,7 @@ from trimtab.config import StageConfig
 from trimtab.data import templates
 from trimtab.data.loader import StageData, load_data
 from trimtab.data.tokenizer import load_tokenizer
-from trimtab.engine.generator import ForwardGenerator
+from trimtab.engine.generator import Engine
 from trimtab.errors import ConfigError
 from trimtab.evals import EVALS
 from trimtab.models import block, lora
@@ -38,7 +38,7 @@ from trimtab.rewards.lookup import load_functions
 from trimtab.rewards.mixture import Mixture
 from trimtab.rewards.model import EnsembleReward, ModelReward
 from trimtab.train.budget import Budget
-from trimtab.train.device import pick_device, pick_dtype, this_machine
+from trimtab.train.device import pick_device, pick_dtype, spares_a_copy, this_machine
 from trimtab.train.memory import PeakMemory
 from trimtab.train.progress import say
 from trimtab.train.weights import BASE_RECORD as BASE_RECORD
@@ -127,13 +127,14 @@ class Session:
             return members[0]
         return EnsembleReward(members, kind=config.reward_ensemble, coef=config.reward_ensemble_coef)
 
-    def generator(self, role: str = POLICY) -> ForwardGenerator:
+    def generator(self, role: str = POLICY) -> Engine:
         """An engine on the training weights."""
-        return ForwardGenerator(
+        return Engine(
             roles=self.roles,
             role=role,
             stop_ids=self.template.stop_ids,
             decode=lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
+            packing=spares_a_copy(self.roles.of(role)),
         )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from trimtab.errors import ConfigError
 from trimtab.plan.estimate import MOST
-from trimtab.plan.machine import Machine, cards, machine
+from trimtab.plan.machine import Machine, available_memory, cards, machine
 
 
 def pick_device(*, use_cpu: bool = False) -> torch.device:
@@ -60,6 +60,12 @@ def pick_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
             remedy="set compute_dtype: float32",
         )
     return best, ""
+
+
+def spares_a_copy(model: torch.nn.Module) -> bool:
+    """May the engine keep a second copy of the weights, in the order that its products like best? Where it takes half of what is free."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return 2 * size <= available_memory()
 
 
 def default_micro_batch_tokens(device: torch.device) -> int:

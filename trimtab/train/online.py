@@ -392,11 +392,12 @@ def check_answers(prompts: list[Prompt], where: str) -> None:
 
 
 def with_filters(sampling: Sampling, config: Any) -> Sampling:
-    """With the top_k, top_p and repetition_penalty that the file writes; off where it writes none."""
+    """With the top_k, top_p, min_p and repetition_penalty that the file writes; off where it writes none."""
     return replace(
         sampling,
         top_k=max(0, config.top_k or 0),
         top_p=config.top_p or 1.0,
+        min_p=config.min_p or 0.0,
         repetition_penalty=config.repetition_penalty or 1.0,
     )
 

@@ -1,0 +1,170 @@
+"""The decoder of the Llama family: which models it takes, its packed products, and that it notices new weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from tests.engine.test_generator import NEVER, PROMPTS, policy, texts
+from trimtab.engine import blocks, generator, products
+from trimtab.engine.blocks import BlockDecoder, Weights, why_not
+from trimtab.engine.generator import Engine
+from trimtab.models import lora
+from trimtab.models.tiny import FAMILIES, Family, tiny_model
+from trimtab.types import Sampling
+
+pytestmark = pytest.mark.engine
+
+SIZES = {
+    "vocab_size": 160, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def llama(**keys: object) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, **keys})).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_family_is_taken(family: Family) -> None:
+    assert why_not(tiny_model(family), ()) == ""
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "rope_theta": 1e4},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 128, "rope_theta": 5e5},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)  # fmt: skip
+def test_rotary_embeddings_that_are_scaled_are_those_of_the_model(rope: dict[str, object]) -> None:
+    assert why_not(llama(rope_parameters=rope), ()) == ""
+
+
+def test_what_has_other_blocks_goes_its_own_way() -> None:
+    assert "gelu" in why_not(llama(hidden_act="gelu"), ())
+    assert "rotary" in why_not(llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), ())
+    windowed = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)).eval()
+    assert "window" in why_not(windowed, ())
+    assert why_not(MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)).eval(), ()) == ""
+    some = Qwen2ForCausalLM(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1)).eval()
+    assert "window" in why_not(some, ())
+
+
+def test_a_block_that_computes_otherwise_is_found_by_its_numbers() -> None:
+    """Same names and shapes, another residual: no look at the config shows it."""
+    model = llama()
+    layer = model.model.layers[1]
+    plain = layer.mlp.forward
+    layer.mlp.forward = lambda x: 1.1 * plain(x)
+    assert "other hidden states" in why_not(model, ())
+
+
+def test_adapters_that_are_not_plain_products_go_the_models_own_way() -> None:
+    roles = policy()
+    assert why_not(roles.model, ("x",)) == ""
+    for layer in lora.layers(roles.model).values():
+        layer.adapters["x"].magnitude = nn.Parameter(torch.ones(layer.out_features))
+    assert "DoRA" in why_not(roles.model, ("x",))
+    assert why_not(roles.model, ("idle",)) == ""
+
+
+def test_new_weights_are_noticed() -> None:
+    roles = policy()
+    engine = Engine(roles=roles, role="policy", stop_ids=NEVER)
+    sampling = Sampling(temperature=0.0, max_new_tokens=8)
+    before = texts(engine.generate(PROMPTS, sampling))
+    kept = engine.kept.weights
+    assert texts(engine.generate(PROMPTS, sampling)) == before and engine.kept.weights is kept  # made once
+    with torch.no_grad():
+        for parameter in lora.parameters(roles.model, "x").values():
+            parameter.mul_(-3.0)
+    after = texts(engine.generate(PROMPTS, sampling))
+    assert after != before
+    assert after == texts(Engine(roles=roles, role="policy", stop_ids=NEVER).generate(PROMPTS, sampling))
+
+
+def test_rows_take_the_slots_of_those_that_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve prompts in four slots: prompts are read as slots fall free, not wave by wave."""
+    read: list[int] = []
+    roles = policy()
+    assert why_not(roles.model, ()) == ""  # tried now, and not counted
+    plain = BlockDecoder.prefill
+
+    def counted(self: BlockDecoder, prompts: object, slots: list[list[int]]) -> torch.Tensor:
+        read.append(len(slots))
+        return plain(self, prompts, slots)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BlockDecoder, "prefill", counted)
+    prompts = [generator.Prompt(index=i, token_ids=(20 + i, 31, 42), example=PROMPTS[0].example) for i in range(12)]
+    stop = tuple(range(20, 60))
+    sampling = Sampling(max_new_tokens=20)
+    done = Engine(roles=roles, role="policy", stop_ids=stop, slots=4).generate(prompts, sampling)
+    assert sum(read) == 12 and read[0] == 4 and max(read[1:]) < 4
+    alone = [Engine(roles=roles, role="policy", stop_ids=stop).generate([p], sampling)[0] for p in prompts]
+    assert texts(done) == texts(alone)
+
+
+# ------------------------------------------------------------------------------------------------------- packed products
+
+needs_packing = pytest.mark.skipif(
+    not products.can_pack(torch.bfloat16, "cpu"), reason="this torch has no packed bfloat16 products"
+)
+
+
+@needs_packing
+def test_a_packed_layer_is_the_layer_and_its_adapters() -> None:
+    """q, k and v with two adapters each, against the products one by one in float64."""
+    roles = policy("qwen2")
+    roles.model.to(torch.bfloat16)
+    for layer in lora.layers(roles.model).values():
+        layer.adapters["idle"].b.data.mul_(2)
+    roles.switch.active = ("x", "idle")
+    attention = roles.model.model.layers[0].self_attn
+    joined = blocks.Linear([attention.q_proj, attention.k_proj, attention.v_proj], packing=True)
+    plain = blocks.Linear([attention.q_proj, attention.k_proj, attention.v_proj], packing=False)
+    x = torch.randn(5, roles.model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    want = []
+    for layer in (attention.q_proj, attention.k_proj, attention.v_proj):
+        y = x.double() @ layer.weight.double().T + (0 if layer.bias is None else layer.bias.double())
+        for adapter in layer.active():
+            y = y + adapter.scale * (x.double() @ adapter.a.double().T) @ adapter.b.double().T
+        want.append(y)
+    scale = float(torch.cat(want, 1).abs().max())
+    for found in (joined(x), plain(x)):
+        assert float((found.double() - torch.cat(want, 1)).abs().max()) < 0.02 * scale
+    assert joined.a is not None and joined.a.shape[0] == 3 * 2 * 3  # three layers, two adapters, rank 3
+
+
+@needs_packing
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_decoding_is_near_the_scorer(family: Family) -> None:
+    """FORMULAS' bound for bfloat16: 0.05 nat a token on average."""
+    from trimtab.models.forward import score_tokens
+    from trimtab.types import TokenRow
+
+    roles = policy(family)
+    roles.model.to(torch.bfloat16)
+    drawn = Engine(roles=roles, role="policy", stop_ids=NEVER).generate(PROMPTS, Sampling(max_new_tokens=12), k=2)
+    rows = []
+    for c in drawn:
+        ids = PROMPTS[c.prompt_index].token_ids
+        rows.append(TokenRow(token_ids=(*ids, *c.token_ids), scored=tuple(range(len(ids), len(ids) + 12))))
+    with torch.no_grad(), roles.enter("policy"):
+        scored = score_tokens(roles.model, rows, layout="shared")
+    assert scored.logp is not None
+    away = torch.tensor([c.logprobs for c in drawn]) - scored.logp
+    assert float(away.abs().mean()) < 0.05
+
+
+def test_without_packing_the_models_own_tensors_compute() -> None:
+    weights = Weights(policy().model, ("x",), packing=False)
+    held = weights.blocks[0].qkv.parts[0][0]
+    assert held.data_ptr() == weights.model.model.layers[0].self_attn.q_proj.weight.data_ptr()
+    assert weights.blocks[0].qkv.product is None

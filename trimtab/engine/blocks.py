@@ -1,0 +1,354 @@
+"""A decoder for the Llama block family: the same weights and the same numbers as `model.forward`, with less work per token.
+
+    x += o( attention( rope( qkv( norm(x) ) ) ) )          RMSNorm, grouped queries, bias on q k v or none, norms on q and k or none
+    x += down( silu( gate( norm(x) ) ) * up( norm(x) ) )
+
+That is Llama 2 and 3, Qwen2, Qwen2.5, Qwen3, Mistral, SmolLM2 and Yi, with rotary embeddings that do not change with the length. What is
+saved over a transformers forward: products that share their input are one, weights are in the order that products of few rows want
+(`products`), rotary tables are made once, keys and values are written into their slots and read from there by groups of query heads.
+
+Adapters stay beside the weights and are not merged: in bfloat16 merging would round most of a young adapter away. Where weights are
+packed, s B stands beside W and the low-rank input beside x, so that a layer and its adapters are one product:
+
+    y = [x | x A^T] [W | s B]^T + bias
+
+Weights are read by the names that transformers gives them, and a model is taken only if a try on a few tokens gives the hidden states
+of its own forward pass.
+
+Shapes: n tokens of a pass, b live rows, s slots, h query heads, j key heads, g = h / j, e numbers per head, R ranks of all active adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trimtab.engine.decoders import passes
+from trimtab.engine.products import Product, can_pack
+from trimtab.models import lora
+from trimtab.models.attention import tree_attention
+from trimtab.models.copies import copied
+from trimtab.models.forward import STEP, pack
+from trimtab.models.load import decoder, head_bias, head_weight
+from trimtab.types import TokenRow
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""`model_type` of the configs whose blocks these are."""
+
+FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding that do not depend on the length of a sequence."""
+
+
+class Linear:
+    """Layers that read the same x, with their active adapters."""
+
+    def __init__(self, layers: Sequence[nn.Module], packing: bool) -> None:
+        parts = [_part(layer) for layer in layers]
+        self.widths = [len(weight) for weight, *_ in parts]
+        self.a: Tensor | None = None
+        self.product: Product | None = None
+        self.parts = [] if packing else parts
+        if not packing:
+            return
+        weight = torch.cat([weight for weight, *_ in parts])
+        lows = [a for _, _, a, _ in parts if a is not None]
+        if lows:
+            self.a = torch.cat(lows)
+            # each layer's B reads its own low-rank input: a block of columns per layer, zero elsewhere
+            sides = weight.new_zeros(len(weight), len(self.a))
+            row = column = 0
+            for own, _, a, b in parts:
+                if a is not None and b is not None:
+                    sides[row : row + len(own), column : column + len(a)] = b
+                    column += len(a)
+                row += len(own)
+            weight = torch.cat([weight, sides], dim=1)
+        biases = [bias for _, bias, *_ in parts if bias is not None]
+        self.product = Product(weight, torch.cat(biases) if biases else None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x `[n in]` -> `[n out]`, the layers' outputs side by side."""
+        if self.product is not None:
+            return self.product(x if self.a is None else torch.cat([x, F.linear(x, self.a)], dim=1))
+        outputs = [lora.product(x, weight, bias, a, b)[0] for weight, bias, a, b in self.parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _part(layer: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Weight, bias, A and s B of a layer as it computes now."""
+    active = layer.active() if isinstance(layer, lora.LoraLinear) else []
+    a, b = layer.stacked(active, layer.weight.dtype) if active else (None, None)
+    bias = None if layer.bias is None else layer.bias.detach()
+    return layer.weight.detach(), bias, a, b
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The weights of one layer."""
+
+    norm: Tensor
+    qkv: Linear
+    qk_norm: Tensor | None
+    o: Linear
+    norm_after: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Weights:
+    """The weights of a model and its active adapters, ready for decoding. Made anew when one of them has changed.
+
+    Args:
+        active: names of the active adapters.
+        packing: keep a packed copy where that is faster; else compute with the model's own tensors.
+    """
+
+    def __init__(self, model: PreTrainedModel, active: Sequence[str], *, packing: bool) -> None:
+        self.model = model
+        trunk: Any = decoder(model)
+        config: Any = model.config.get_text_config()
+        weight = head_weight(model)
+        packing = packing and can_pack(weight.dtype, weight.device.type)
+        self._state = _state(model, active)
+        self.dtype, self.device = weight.dtype, weight.device
+        self.heads, self.keys = config.num_attention_heads, config.num_key_value_heads
+        self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        self.eps = config.rms_norm_eps
+        self.embedding = trunk.embed_tokens.weight.detach()
+        self.rotary = trunk.rotary_emb
+        self.norm = trunk.norm.weight.detach()
+        self.blocks = [self._block(layer, packing) for layer in trunk.layers]
+        bias = head_bias(model)
+        self._head = (weight.detach(), None if bias is None else bias.detach())
+        self._packed_head = Product(*self._head) if packing else None
+
+    def _block(self, layer: Any, packing: bool) -> Block:
+        attention, mlp = layer.self_attn, layer.mlp
+        qk_norm = None
+        if hasattr(attention, "q_norm"):
+            scales = [(attention.q_norm, self.heads), (attention.k_norm, self.keys)]
+            qk_norm = torch.cat([norm.weight.detach().expand(count, -1) for norm, count in scales])
+        return Block(
+            norm=layer.input_layernorm.weight.detach(),
+            qkv=Linear([attention.q_proj, attention.k_proj, attention.v_proj], packing),
+            qk_norm=qk_norm,
+            o=Linear([attention.o_proj], packing),
+            norm_after=layer.post_attention_layernorm.weight.detach(),
+            gate_up=Linear([mlp.gate_proj, mlp.up_proj], packing),
+            down=Linear([mlp.down_proj], packing),
+        )
+
+    def current(self, active: Sequence[str]) -> bool:
+        """Are these still the weights of the model with these adapters?"""
+        return self._state == _state(self.model, active)
+
+    def head(self, states: Tensor) -> Tensor:
+        """`[b d]` -> `[b v]`"""
+        return F.linear(states, *self._head) if self._packed_head is None else self._packed_head(states)
+
+
+def _state(model: nn.Module, active: Sequence[str]) -> tuple[Any, ...]:
+    """What changes when a weight or an active adapter does: an optimizer step counts a tensor's version."""
+    tensors = list(model.parameters())
+    for layer in lora.layers(model).values():
+        tensors += [m for name in active if name in layer.adapters for m in layer.adapters[name].parameters()]
+    return (*active, *[(t.data_ptr(), t._version) for t in tensors])
+
+
+class BlockDecoder:
+    """Rows in slots through the blocks of `weights`.
+
+    Args:
+        slots: most rows at once.
+        capacity: most tokens of a row.
+    """
+
+    def __init__(self, weights: Weights, slots: int, capacity: int) -> None:
+        self.weights = w = weights
+        shape = (len(w.blocks), slots, w.keys, capacity, w.size)
+        # zeros: a shorter row's masked columns are multiplied by 0, and what lay in memory may be nan
+        self.k = torch.zeros(shape, dtype=w.dtype, device=w.device)
+        self.v = torch.zeros(shape, dtype=w.dtype, device=w.device)
+        cos, sin = w.rotary(self.k, torch.arange(max(capacity, STEP), device=w.device)[None])
+        half = w.size // 2
+        # rotate_half(x) sin = swap(x) (-sin1 | sin2): the two halves of a head swapped, with the sign in the table
+        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+
+    def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
+        """Prompts one after the other, without padding, each blind to the others."""
+        return torch.cat([self._prefill(prompts[part], slots[part]) for part in passes(prompts, padded=False)])
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
+        w, k = self.weights, len(slots[0])
+        ends = [0]
+        for ids in prompts:
+            ends.append(ends[-1] + len(ids))
+        n = ends[-1]
+        rows = [TokenRow(token_ids=tuple(ids), scored=(len(ids),)) for ids in prompts]
+        packed = pack(rows, "packed", w.device, w.heads, STEP if w.embedding.element_size() == 2 else 1)
+        assert packed.trees is not None
+        trees, columns = packed.trees, packed.positions[0]
+        places = [
+            torch.tensor([own[i] for ids, own in zip(prompts, slots, strict=True) for _ in ids], device=w.device)
+            for i in range(k)
+        ]
+        x = F.embedding(packed.ids[0], w.embedding)
+        cos, sin = self.cos[columns][:, None], self.sin[columns][:, None]
+        last = torch.tensor(ends[1:], device=w.device) - 1
+        for number, block in enumerate(w.blocks):
+            q, key, value = self._qkv(block, x, cos, sin)
+            for slot in places:
+                self.k[number, slot, :, columns[:n]] = key[:n]
+                self.v[number, slot, :, columns[:n]] = value[:n]
+            if (
+                number == len(w.blocks) - 1
+            ):  # of the last layer only the last token of each prompt is read, but it sees them all
+                seen = _last_attention(q[last], key, value, ends, w.size**-0.5)
+                x = x[last]
+            else:
+                seen = tree_attention(
+                    q.transpose(0, 1)[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], trees, w.size**-0.5
+                )[0].flatten(1)
+            x = self._after(block, x, seen)
+        return _rms(x, w.norm, w.eps)
+
+    def step(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
+        w, b = self.weights, len(tokens)
+        width = longest + 1
+        rows = torch.arange(b, device=w.device)
+        # padding is -inf in the type of q, as torch's kernel wants it; no mask where all rows are as long as the cache
+        short = torch.arange(width, device=w.device) > lengths[:, None]
+        mask = torch.zeros(b, 1, 1, width, dtype=w.dtype, device=w.device).masked_fill_(
+            short[:, None, None], -torch.inf
+        )
+        cos, sin = self.cos[lengths][:, None], self.sin[lengths][:, None]
+        x = F.embedding(tokens, w.embedding)
+        for number, block in enumerate(w.blocks):
+            q, key, value = self._qkv(block, x, cos, sin)
+            k, v = self.k[number], self.v[number]
+            k[rows, :, lengths] = key
+            v[rows, :, lengths] = value
+            # the g query heads of a key head are g queries of one head: nothing is repeated
+            seen = F.scaled_dot_product_attention(
+                q.view(b, w.keys, -1, w.size), k[:b, :, :width], v[:b, :, :width], attn_mask=mask, scale=w.size**-0.5
+            )
+            x = self._after(block, x, seen.reshape(b, -1))
+        return _rms(x, w.norm, w.eps)
+
+    def _qkv(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[n h e]`, keys and values `[n j e]` of x `[n d]`, turned to their positions."""
+        w = self.weights
+        qkv = block.qkv(_rms(x, block.norm, w.eps)).view(len(x), -1, w.size)
+        qk, value = qkv[:, : w.heads + w.keys], qkv[:, w.heads + w.keys :]
+        if block.qk_norm is not None:
+            qk = _rms(qk, block.qk_norm, w.eps)
+        swapped = qk.reshape(*qk.shape[:2], 2, -1).flip(-2).flatten(-2)
+        qk = torch.addcmul(qk * cos, swapped, sin)
+        return qk[:, : w.heads], qk[:, w.heads :], value
+
+    def _after(self, block: Block, x: Tensor, seen: Tensor) -> Tensor:
+        """The rest of a block, from what attention saw `[n h e]`."""
+        x = x + block.o(seen)
+        gate_up = block.gate_up(_rms(x, block.norm_after, self.weights.eps))
+        gate, up = gate_up.chunk(2, dim=-1)
+        return x + block.down(F.silu(gate).mul_(up))
+
+    def move(self, sources: Tensor, targets: Tensor, width: int) -> None:
+        for own in (self.k, self.v):
+            own[:, targets, :, :width] = own[:, sources, :, :width]
+
+    def logits(self, states: Tensor) -> Tensor:
+        return self.weights.head(states)
+
+
+def _last_attention(q: Tensor, key: Tensor, value: Tensor, ends: Sequence[int], scale: float) -> Tensor:
+    """What the last token of each prompt sees: q `[p h e]` -> `[p (h e)]`."""
+    _, h, e = q.shape
+    found = []
+    for i, (start, end) in enumerate(pairwise(ends)):
+        k, v = key[start:end].transpose(0, 1), value[start:end].transpose(0, 1)
+        found.append(F.scaled_dot_product_attention(q[i].view(len(k), -1, e), k, v, scale=scale).reshape(h * e))
+    return torch.stack(found)
+
+
+def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """w x / sqrt(mean(x^2) + eps), moments in float32, rounded to the type of x before w as transformers does (arXiv:1910.07467)."""
+    wide = x.float()
+    r: Tensor = torch.linalg.vecdot(wide, wide).unsqueeze(-1).div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * r).to(x.dtype).mul_(weight)
+
+
+# ------------------------------------------------------------------------------------------------- which models these are
+
+_tried: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def why_not(model: PreTrainedModel, active: Sequence[str]) -> str:
+    """Why this model is decoded by its own forward pass; empty when the blocks here are its blocks."""
+    if model not in _tried:
+        _tried[model] = _structure(model) or _numbers(model)
+    if _tried[model]:
+        return _tried[model]
+    for layer in lora.layers(model).values():
+        own = [layer.adapters[name] for name in active if name in layer.adapters]
+        if not all(adapter.magnitude is None for adapter in own):
+            return "an active adapter is DoRA"
+    if any(name in module.copies for module in copied(model).values() for name in active):
+        return "an active adapter holds whole modules"
+    return ""
+
+
+def _structure(model: PreTrainedModel) -> str:
+    config: Any = model.config.get_text_config()
+    if config.model_type not in FAMILIES:
+        return f"{config.model_type} is not of the Llama block family"
+    if getattr(config, "hidden_act", "") != "silu":
+        return f"its gated unit is {getattr(config, 'hidden_act', '')}"
+    if getattr(config, "use_sliding_window", False) or "sliding_attention" in (
+        getattr(config, "layer_types", None) or ()
+    ):
+        return "some layers see a sliding window"
+    if config.model_type == "mistral" and getattr(config, "sliding_window", None):
+        return "its layers see a sliding window"
+    trunk: Any = decoder(model)
+    if getattr(trunk.rotary_emb, "rope_type", "default") not in FIXED_ROTARY:
+        return f"its rotary embedding is {trunk.rotary_emb.rope_type}"
+    plain = (nn.Linear, lora.LoraLinear)
+    for layer in trunk.layers:
+        every = [getattr(layer.self_attn, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+        every += [getattr(layer.mlp, name) for name in ("gate_proj", "up_proj", "down_proj")]
+        if not all(type(one) in plain and getattr(one, "packed", None) is None for one in every):
+            return "its linear layers are packed or of another kind"
+    return ""
+
+
+@torch.no_grad()
+def _numbers(model: PreTrainedModel) -> str:
+    """Try it on two prompts and one more token of each, without adapters: the hidden states must be those of the model."""
+    # tokens of all the vocabulary: its first ones are often markers, on whose sequences a model is all rounding
+    ids = torch.linspace(0, len(head_weight(model)) - 1, 14).long().tolist()[1:-1]
+    prompts, more = (ids[:7], ids[7:10]), ids[10:]
+    try:
+        weights = Weights(model, (), packing=False)
+        ours = BlockDecoder(weights, 2, 8)
+        found = [ours.prefill(prompts, ((0,), (1,)))]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=weights.device)
+        found.append(ours.step(torch.tensor(more, device=weights.device), lengths, 7))
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        return f"its blocks are others ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    tolerance = 1e-3 if weights.dtype == torch.float32 else 0.1
+    for i, (prompt, token) in enumerate(zip(prompts, more, strict=True)):
+        row = torch.tensor([[*prompt, token]], device=weights.device)
+        want = decoder(model)(input_ids=row, use_cache=False).last_hidden_state[0, -2:].float()
+        got = torch.stack([found[0][i], found[1][i]]).float()
+        if not bool(((got - want).norm(dim=-1) <= tolerance * want.norm(dim=-1)).all()):
+            return "its blocks compute other hidden states"
+    return ""
