@@ -20,15 +20,25 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+from tests.errors import raised
+
 if TYPE_CHECKING:
     from trimtab.models.tiny import Family
 
 # Shape annotations become checks on the two floors that are formulas; elsewhere they stay words. Before those are imported.
 install_import_hook(["trimtab.ops", "trimtab.algos"], "beartype.beartype")
 
+# Which errors the tests raise, for the last of them to compare with all that can be.
+raised.watch()
+
 # The same examples every time, and no verdict by the clock.
 settings.register_profile("trimtab", derandomize=True, deadline=None, database=None)
 settings.load_profile("trimtab")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """tests/errors/test_raised.py is about all the others."""
+    items.sort(key=lambda item: item.path.name == "test_raised.py")
 
 
 @pytest.fixture(scope="session")

@@ -86,10 +86,6 @@ def _trains(config: StageConfig) -> None:
             where=config.origin("do_train"),
             remedy="write do_train: true; trimtab config shows the values of any file",
         )
-    if config.output_dir is None:
-        raise ConfigError(
-            "training needs an output_dir", where=config.origin("output_dir"), remedy="name a folder for the run"
-        )
 
 
 def _check_files(config: StageConfig) -> None:

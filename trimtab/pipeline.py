@@ -70,10 +70,7 @@ def train(config: StageConfig, *, resume: bool = False) -> RunFolder:
 
     for note in config.notes:
         say(note)
-    if config.output_dir is None:
-        raise ConfigError(
-            "training needs an output_dir", where=config.origin("output_dir"), remedy="name a folder for the run"
-        )
+    assert config.output_dir is not None  # a file that trains has one: `config.load` sees to it
     wants_resume = resume or bool(config.resume_from_checkpoint)
     if config.resume_from_checkpoint not in (None, "auto"):
         check_checkpoint(config.resume_from_checkpoint, where=config.origin("resume_from_checkpoint"))

@@ -55,7 +55,11 @@ def clean(
         _check_dialect(dialect)
     sources = source.files(spec)
     if not sources:
-        raise DataError(f"no data files in {spec.path}", where=str(spec.path))
+        raise DataError(
+            f"no data files in {spec.path}",
+            where=str(spec.path),
+            remedy="name a folder with .json, .jsonl, .csv, .parquet or .txt files, or one file",
+        )
     suffix = sources[0].suffix.lower() if sources[0].suffix.lower() in WRITERS else ".jsonl"
     base = spec.path if spec.path is not None and spec.path.is_dir() else sources[0].with_suffix("")
     assert base is not None
@@ -130,7 +134,11 @@ def convert(
     found = converted(spec, to)
     if not found.rows:
         first = f": {found.dropped[0]}" if found.dropped else ""
-        raise DataError(f"no row of {name} can be written as {to}{first}", where=str(spec.path))
+        raise DataError(
+            f"no row of {name} can be written as {to}{first}",
+            where=str(spec.path),
+            remedy="`trimtab data FILE` shows what each row becomes; columns that have other names are told with --column MEANING=NAME",
+        )
     write_rows(output, found.rows)
     _say(f"{len(found.rows)} rows written as {to}: {output}")
     for dropped in found.dropped[:SHOWN]:

@@ -526,7 +526,9 @@ def adapter_state(model: nn.Module, names: Iterable[str]) -> tuple[dict[str, Ten
         if parts[0].magnitude is not None:
             tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = parts[0].magnitude.detach().cpu().clone()
     if not ranks:
-        raise AdapterError(f"no adapter called {' + '.join(stack)} is loaded")
+        raise AdapterError(
+            f"no adapter called {' + '.join(stack)} is loaded", remedy="load or make one before it is saved"
+        )
     rank = max(ranks.values())
     if len(scales) > 1:  # alpha differs by module: fold every scale into B, as for a stack
         for path, layer in layers(model).items():
