@@ -115,7 +115,7 @@ def _places(node: ast.AST, function: str = "module") -> Iterator[tuple[ast.AST, 
                 continue
             if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):  # a docstring
                 continue
-            if _is_type(child):
+            if _is_type(child) or (isinstance(child, ast.keyword) and child.arg == "strict"):
                 continue
             inside = child.name if isinstance(child, ast.FunctionDef | ast.ClassDef) else function
             yield node, key, index, inside
@@ -123,7 +123,7 @@ def _places(node: ast.AST, function: str = "module") -> Iterator[tuple[ast.AST, 
 
 
 def _is_type(node: ast.AST) -> bool:
-    """`Reduction = Literal[...]` and `cast(T, x)` say types, which do nothing."""
+    """`Reduction = Literal[...]` says types, which do nothing."""
     return (
         isinstance(node, ast.Assign)
         and isinstance(node.value, ast.Subscript)
@@ -168,7 +168,7 @@ def _faults(node: ast.AST, parent: ast.AST, key: str) -> Iterator[ast.AST]:
             elif args and not isinstance(args[0], ast.Starred):
                 yield args[0]  # f(x, ...) -> x
             for i, word in enumerate(keywords):
-                if word.arg is not None:
+                if word.arg not in (None, "strict"):
                     yield _with(node, keywords=[*keywords[:i], *keywords[i + 1 :]])
             if (
                 len(args) >= 2
@@ -271,7 +271,10 @@ def main(arguments: list[str] | None = None) -> int:
     files = sorted((ROOT / "trimtab" / given.package).glob("*.py"))
     files = [f for f in files if given.only is None or f.stem in given.only]
     todo = [m for f in files for m in mutants(f) if given.name is None or given.name in m.name]
-    import hypothesis  # noqa: F401  imported once, for all that are forked
+    # imported once, for all that are forked
+    import beartype  # noqa: F401
+    import hypothesis  # noqa: F401
+    import jaxtyping  # noqa: F401
     import pytest  # noqa: F401
     import torch
 

@@ -22,6 +22,13 @@ def test_calibration_bins_of_a_preference_start_at_a_half() -> None:
     bins = calibration_bins([0.5, 0.99], [False, True], low=0.5)
     assert len(bins) == 10
     assert [bin.count for bin in bins] == [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert [bin.count for bin in calibration_bins([0.3, 1.2], [True, True], low=0.5)] == [
+        1,
+        *[0] * 8,
+        1,
+    ]  # held at the ends
+    assert [(bin.low, bin.high) for bin in calibration_bins([], [], bins=2, low=0.5)] == [(0.5, 0.75), (0.75, 1.0)]
     assert calibration_error(calibration_bins([], [])) == 0.0
+    assert calibration_error(calibration_bins([0.75], [True])) == 0.25
     with pytest.raises(ValueError, match="1 probabilities"):
         calibration_bins([0.5], [])

@@ -23,6 +23,11 @@ def test_by_hand() -> None:
     )
 
 
+def test_doubt_counts_once_where_nothing_is_said() -> None:
+    assert combine(SCORES, "mean_minus_std").tolist() == combine(SCORES, "mean_minus_std", 1.0).tolist()
+    assert combine(SCORES, "mean_minus_std").tolist() != combine(SCORES, "mean").tolist()
+
+
 def test_one_member_is_itself() -> None:
     for kind in ("mean", "min", "mean_minus_std"):
         assert combine(SCORES[:1], kind).tolist() == SCORES[0].tolist()

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.ops.advantages import group_advantages, group_baseline, group_mean, group_std
+from tests.ops.workers import together
+from trimtab.ops.advantages import Baseline, group_advantages, group_baseline, group_mean, group_std
 from trimtab.ops.losses import cispo_loss, dual_clip, ppo_policy_loss, sequence_log_ratio
 
 pytestmark = pytest.mark.unit
@@ -47,6 +48,15 @@ def test_advantages() -> None:
     # without a baseline the batch's mean, 12 / 5, goes too; squares 0.36 + 1.96 + 0.16 + 12.96 + 5.76 = 21.2
     std = math.sqrt(21.2 / 4) + 1e-4
     near(group_advantages(SCORE, GROUP, "none", "batch"), [x / std for x in (0.6, -1.4, -0.4, 3.6, -2.4)])
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "mean", "none"])
+def test_workers_normalise_over_the_batch_of_all(baseline: Baseline) -> None:
+    parts = [slice(3), slice(3, 5)]
+    found = together(
+        *(lambda reduce, p=p: group_advantages(SCORE[p], GROUP[p], baseline, "batch", reduce=reduce) for p in parts)
+    )
+    torch.testing.assert_close(torch.cat(found), group_advantages(SCORE, GROUP, baseline, "batch"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.ops.workers import together
 from trimtab.ops import masked
 
 pytestmark = [pytest.mark.unit, pytest.mark.property]
@@ -31,6 +33,7 @@ def test_moments_by_hand() -> None:
     close(masked.masked_var(X, MASK), 2 / 3)  # biased: the unbiased one is 1
     close(masked.row_sum(X, MASK), [3.0, 3.0, 0.0])
     close(masked.row_mean(X, MASK), [1.5, 3.0, 0.0])
+    close(masked.row_mean(X[:2], MASK[:2]), [1.5, 3.0])  # counts along the rows: this mask has other ones down its columns
     assert masked.lengths(MASK).tolist() == [2, 1, 0]
 
 
@@ -78,6 +81,31 @@ def test_two_workers_with_the_same_rows_see_the_same_moments() -> None:
     close(masked.masked_mean(X, MASK, reduce=twice), 2.0)
     close(masked.masked_var(X, MASK, reduce=twice), 2 / 3)
     close(masked.whiten(X, MASK, reduce=twice), masked.whiten(X, MASK))
+
+
+@pytest.mark.parametrize("moment", [masked.masked_sum, masked.masked_mean, masked.masked_var])
+def test_workers_with_other_rows_see_the_moments_of_all(moment: Callable[..., Tensor]) -> None:
+    """Two rows with one worker, one with the other: each gets what one process gets of the three."""
+    x = torch.tensor([[1.0, 2.0, NAN], [6.0, NAN, NAN], [-3.0, 0.5, 8.0]], dtype=torch.float64)
+    mask = ~x.isnan()
+    found = together(
+        lambda reduce: moment(x[:2], mask[:2], reduce=reduce), lambda reduce: moment(x[2:], mask[2:], reduce=reduce)
+    )
+    for one in found:
+        close(one, moment(x, mask).item())
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_workers_with_other_rows_whiten_alike(shift_mean: bool) -> None:
+    x = torch.tensor([[1.0, 2.0, NAN], [6.0, NAN, NAN], [-3.0, 0.5, 8.0]], dtype=torch.float64)
+    mask = ~x.isnan()
+    found = together(
+        *(
+            lambda reduce, p=p: masked.whiten(x[p], mask[p], shift_mean=shift_mean, reduce=reduce)
+            for p in (slice(2), slice(2, 3))
+        )
+    )
+    close(torch.cat(found), masked.whiten(x, mask, shift_mean=shift_mean))
 
 
 @given(st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=5), min_size=1, max_size=4))

@@ -16,7 +16,9 @@ pytestmark = [pytest.mark.unit, pytest.mark.property]
 
 def test_moments_by_hand() -> None:
     """1, 2 then 6: mean 3, squares about it 4 + 1 + 9 = 14, variance 14/3."""
-    first = RunningMoments().merge([1.0, 2.0])
+    nothing = RunningMoments()
+    assert (nothing.count, nothing.mean, nothing.m2, nothing.std) == (0, 0.0, 0.0, 0.0)
+    first = nothing.merge([1.0, 2.0])
     both = first.merge([6.0])
     assert (first.count, first.mean, first.m2) == (2, 1.5, 0.5)
     assert (both.count, both.mean) == (3, 3.0)

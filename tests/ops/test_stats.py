@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.ops.workers import together
 from trimtab.ops.stats import explained_variance
 
 pytestmark = pytest.mark.unit
@@ -13,6 +14,14 @@ pytestmark = pytest.mark.unit
 def ev(values: list[float], returns: list[float]) -> float:
     v, g = (torch.tensor([[*row, float("nan")]], dtype=torch.float64) for row in (values, returns))
     return explained_variance(v, g, ~v.isnan()).item()
+
+
+def test_workers_explain_the_variance_of_all() -> None:
+    v, g = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 2.0], [4.0, 9.0]])
+    mask = torch.ones_like(v, dtype=torch.bool)
+    found = together(*(lambda reduce, i=i: explained_variance(v[i], g[i], mask[i], reduce=reduce) for i in ([0], [1])))
+    for one in found:
+        torch.testing.assert_close(one, explained_variance(v, g, mask))
 
 
 def test_explained_variance_by_hand() -> None:

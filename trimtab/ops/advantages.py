@@ -103,7 +103,7 @@ def group_baseline(score: Float[Tensor, " b"], group: Int[Tensor, " b"], kind: B
     index, count = _members(group, score)
     k, first = count[index], _first(score, index, count)
     others = torch.zeros_like(count).index_add(0, index, score - first)[index] - (score - first)
-    return torch.where(k > 1, first + others / (k - 1).clamp(min=1), torch.zeros_like(score))
+    return torch.where(k > 1, first + others / (k - 1).clamp(min=1), 0.0)
 
 
 def group_advantages(

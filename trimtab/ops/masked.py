@@ -28,7 +28,7 @@ def alone(total: Tensor) -> Tensor:
 
 def zero_padding(x: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
     """`x` with 0 for padding; no gradient, and no nan, passes through a padded entry."""
-    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return torch.where(mask, x, 0.0)
 
 
 def masked_sum(x: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"], *, reduce: Reduce = alone) -> Float[Tensor, ""]:
@@ -38,7 +38,7 @@ def masked_sum(x: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"], *, reduce: Re
 
 def masked_mean(x: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"], *, reduce: Reduce = alone) -> Float[Tensor, ""]:
     """Mean of the real entries: sum / count."""
-    count = reduce(mask.sum().to(x.dtype))
+    count = reduce(mask.sum())
     return masked_sum(x, mask, reduce=reduce) / count.clamp(min=1)
 
 
@@ -75,7 +75,7 @@ def row_sum(x: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]) -> Float[Tensor,
 
 def row_mean(x: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
     """Mean of each row's real entries."""
-    return row_sum(x, mask) / mask.sum(dim=-1).clamp(min=1).to(x.dtype)
+    return row_sum(x, mask) / lengths(mask).clamp(min=1)
 
 
 def lengths(mask: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:

@@ -22,7 +22,7 @@ def pairs_of(mask: Bool[Tensor, "b k"]) -> Bool[Tensor, "b k k"]:
 def mean_over_pairs(values: Float[Tensor, "b k k"], mask: Bool[Tensor, "b k"]) -> Float[Tensor, " b"]:
     """The mean over the n (n - 1) / 2 pairs of each ranking of n answers; 0 where there is no pair."""
     real = pairs_of(mask)
-    kept = torch.where(real, values, torch.zeros_like(values))
+    kept = torch.where(real, values, 0.0)
     return kept.sum(dim=(-2, -1)) / real.sum(dim=(-2, -1)).clamp(min=1)
 
 
@@ -39,7 +39,7 @@ def ranked_pairs(
 
     All pairs of a prompt are one entry, so a ranking of nine answers weighs no more than one of two.
     """
-    held = torch.where(mask, scores, torch.zeros_like(scores))
+    held = torch.where(mask, scores, 0.0)
     wide = margin[:, None, None] if isinstance(margin, Tensor) else margin
     better = held.unsqueeze(-1).expand(-1, -1, held.shape[-1])
     worse = held.unsqueeze(-2).expand(-1, held.shape[-1], -1)
@@ -53,12 +53,12 @@ def plackett_luce(scores: Float[Tensor, "b k"], mask: Bool[Tensor, "b k"]) -> Fl
     softmax(r), the next from those that are left, and so on. For two answers it is Bradley-Terry. It sees differences only.
     """
     k = mask.shape[-1]
-    held = torch.where(mask, scores, torch.zeros_like(scores))
+    held = torch.where(mask, scores, 0.0)
     left = torch.ones(k, k, dtype=torch.bool, device=mask.device).triu()  # j is among what is left at stage i
     alone = torch.eye(k, dtype=torch.bool, device=mask.device)  # keeps a padded stage finite: it is its own only choice
     choices = torch.where(left & (mask.unsqueeze(-2) | alone), held.unsqueeze(-2), -torch.inf)
     stages = torch.logsumexp(choices, dim=-1) - held
-    return torch.where(mask, stages, torch.zeros_like(stages)).sum(dim=-1)
+    return torch.where(mask, stages, 0.0).sum(dim=-1)
 
 
 def squared_error(scores: Float[Tensor, " b"], targets: Float[Tensor, " b"]) -> Float[Tensor, " b"]:

@@ -30,4 +30,4 @@ def explained_variance(
     """
     total = masked_var(returns, mask, reduce=reduce)
     unexplained = masked_var(returns - values, mask, reduce=reduce)
-    return torch.where(total > 0, 1 - unexplained / total, torch.zeros_like(total))
+    return torch.where(total > 0, 1 - unexplained / total, 0.0)

@@ -230,6 +230,7 @@ def _answer(
     with session.memory.phase("rollout"):
         completions = generator.generate(draw.prompts, sampling, k=k)
         likeliest = generator.generate(draw.prompts, replace(sampling, temperature=0.0)) if needs.greedy else []
+    del generator  # and with it the weights that it packed
     sampled = time.monotonic()
     owners = [prompt for prompt in draw.prompts for _ in range(k)]
     rollouts = reward_completions(session, reward, owners, completions)
