@@ -20,8 +20,10 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 def main() -> None:
     from vllm import LLM, SamplingParams
 
+    import torch
+
     folder, work = sys.argv[1], WORKS[sys.argv[2]]
-    dtype = sys.argv[3] if len(sys.argv) > 3 else "float32"
+    dtype = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
     model = LLM(
         model=folder, dtype=dtype, max_model_len=1024, max_num_seqs=max(64, work.rows), enable_prefix_caching=False
     )

@@ -153,6 +153,40 @@ def test_texts_do_not_depend_on_companions_slots_or_k() -> None:
         assert one.finish == other.finish
 
 
+def test_memory_that_runs_out_halves_the_slots_and_repeats_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the third step of more than six rows the device is full; later with more than three, and then there is room."""
+    roles = policy()
+    sampling = Sampling(max_new_tokens=10, seed=3)
+    stop = tuple(range(40, 60))
+    want = engine(roles, stop).generate(PROMPTS, sampling, k=3)
+    most, steps = [6, 3, 10**9], [0]
+    plain = Engine._decoder
+
+    def crowded(self: Engine, slots: int, capacity: int) -> Any:
+        made = plain(self, slots, capacity)
+        step, limit = made.step, most.pop(0)
+
+        def full(tokens: torch.Tensor, lengths: torch.Tensor, longest: int) -> torch.Tensor:
+            steps[0] += 1
+            if len(tokens) > limit and steps[0] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory (a test says so)")
+            return step(tokens, lengths, longest)
+
+        made.step = full
+        return made
+
+    monkeypatch.setattr(Engine, "_decoder", crowded)
+    said: list[str] = []
+    counted: list[int] = []
+    one = engine(roles, stop, say=said.append)
+    got = one.generate(PROMPTS, sampling, k=3, progress=counted.append)
+    assert texts(got) == texts(want) and [c.finish for c in got] == [c.finish for c in want]
+    assert len(said) == 2 and one.slots == 3 and sum(counted) == len(got)
+    most[:] = [2]
+    with pytest.raises(torch.OutOfMemoryError):  # three answers to a prompt cannot be parted
+        engine(roles, stop, slots=3).generate(PROMPTS[:1], sampling, k=3)
+
+
 def test_other_seeds_and_epochs_are_other_texts() -> None:
     roles = policy()
     found = {

@@ -33,7 +33,9 @@ def test_moments_by_hand() -> None:
     close(masked.masked_var(X, MASK), 2 / 3)  # biased: the unbiased one is 1
     close(masked.row_sum(X, MASK), [3.0, 3.0, 0.0])
     close(masked.row_mean(X, MASK), [1.5, 3.0, 0.0])
-    close(masked.row_mean(X[:2], MASK[:2]), [1.5, 3.0])  # counts along the rows: this mask has other ones down its columns
+    close(
+        masked.row_mean(X[:2], MASK[:2]), [1.5, 3.0]
+    )  # counts along the rows: this mask has other ones down its columns
     assert masked.lengths(MASK).tolist() == [2, 1, 0]
 
 

@@ -83,6 +83,7 @@ class Engine:
         slots: most rows decoded at once.
         packing: may a decoder keep a copy of the weights in the order that its products like best?
         kept: what the decoder prepares of the weights.
+        say: where a line goes about fewer slots.
     """
 
     roles: Roles
@@ -93,6 +94,7 @@ class Engine:
     packing: bool = True
     version: int = 0
     kept: Kept = field(default_factory=Kept)
+    say: Callable[[str], None] = print
 
     def update(self, version: int) -> None:
         self.version = version
@@ -106,10 +108,35 @@ class Engine:
         progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
         rows = [[_Row(prompt=prompt, sample=i) for i in range(k)] for prompt in prompts]
-        for stopped in self._decode(rows, sampling):
-            if progress is not None and stopped.finish is not None:
-                progress(1)
+        ended: set[int] = set()
+
+        def count(row: _Row) -> None:
+            """A row that is drawn again has been counted."""
+            if row.finish is not None and id(row) not in ended:
+                ended.add(id(row))
+                if progress is not None:
+                    progress(1)
+
+        while not self._finish(rows, sampling, count):
+            self.slots = max(k, min(self.slots, k * len(rows)) // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.say(f"out of memory: going on with {self.slots} answers at a time (the texts are the same)")
         return [self._completion(row) for own in rows for row in own]
+
+    def _finish(self, rows: Sequence[list[_Row]], sampling: Sampling, count: Callable[[_Row], None]) -> bool:
+        """Decode what has not ended; False when memory has run out and fewer rows at a time could help: a draw can be repeated."""
+        waiting = [own for own in rows if any(row.finish is None for row in own)]
+        for row in (row for own in waiting for row in own):
+            row.tokens, row.logprobs, row.finish = [], [], None
+        try:
+            for row in self._decode(waiting, sampling):
+                count(row)
+        except torch.OutOfMemoryError:
+            if min(self.slots, sum(map(len, rows))) <= len(rows[0]):
+                raise
+            return False
+        return True
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Token]:
         for row in self._decode([[_Row(prompt=prompt, sample=0)]], sampling):

@@ -34,7 +34,7 @@ def bradley_terry(
     margin + log((1 - e) / e).
     """
     lead = chosen - rejected - margin
-    loss = -logsigmoid(lead) if smoothing == 0 else -(1 - smoothing) * logsigmoid(lead) - smoothing * logsigmoid(-lead)
+    loss = -(1 - smoothing) * logsigmoid(lead) - smoothing * logsigmoid(-lead)
     return loss + center_coef * (chosen + rejected) ** 2
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from trimtab.models.budget import Budget
 from trimtab.models.forward import Layout, plan, score_rows
 from trimtab.models.roles import Roles
 from trimtab.ops.ensemble import Ensemble, combine, disagreement
@@ -18,7 +19,7 @@ class ModelReward:
 
     name = "model"
 
-    def __init__(self, roles: Roles, *, budget: int, layout: Layout = "padded", role: str = "reward") -> None:
+    def __init__(self, roles: Roles, *, budget: Budget | int, layout: Layout = "padded", role: str = "reward") -> None:
         self._roles, self._role, self._budget, self._layout = roles, role, budget, layout
 
     def score(self, answers: Sequence[Answer]) -> list[float]:
@@ -57,23 +58,31 @@ def score_rows_as(
     role: str,
     rows: Sequence[TokenRow],
     *,
-    budget: int,
+    budget: Budget | int,
     layout: Layout = "padded",
     unit: int | Sequence[int] = 1,
 ) -> list[float]:
     """Scores of any number of rows, in order, without gradients: the one scoring path of evaluation, PPO and `get_scores`.
 
     Equal rows are scored once, so that a text cut at its end and the same text finished have the same score to the last bit.
+
+    Args:
+        budget: tokens of a pass; a `Budget` shrinks when memory runs out.
     """
     distinct = list(dict.fromkeys(rows)) if unit == 1 else list(rows)
-    scores = [0.0] * len(distinct)
-    for chunk in plan(distinct, budget, layout=layout, unit=unit):
-        with torch.no_grad(), roles.enter(role) as spec:
-            if spec.head is None:
-                raise RuntimeError(f"role {role!r} has no head")
-            found = score_rows(roles.model, [distinct[i] for i in chunk], spec.head, layout=layout)
-        for i, value in zip(chunk, found.tolist(), strict=True):
-            scores[i] = value
+
+    def work(tokens: int) -> list[float]:
+        scores = [0.0] * len(distinct)
+        for chunk in plan(distinct, tokens, layout=layout, unit=unit):
+            with torch.no_grad(), roles.enter(role) as spec:
+                if spec.head is None:
+                    raise RuntimeError(f"role {role!r} has no head")
+                found = score_rows(roles.model, [distinct[i] for i in chunk], spec.head, layout=layout)
+            for i, value in zip(chunk, found.tolist(), strict=True):
+                scores[i] = value
+        return scores
+
+    scores = (budget if isinstance(budget, Budget) else Budget(budget)).attempt(work)
     if unit != 1:
         return scores
     by_row = dict(zip(distinct, scores, strict=True))

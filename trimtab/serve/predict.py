@@ -20,13 +20,13 @@ from trimtab.config import StageConfig
 from trimtab.data.loader import StageData, load_data, row_answers
 from trimtab.errors import ConfigError, ModelError, RunError
 from trimtab.evals.predictions import DEFAULT_TASKS
+from trimtab.models.budget import Budget
 from trimtab.rewards import with_tail
 from trimtab.rewards.model import score_rows_as
 from trimtab.rundir import PREDICT_RESULTS, PREDICTIONS, RunFolder
 from trimtab.serve.answer import Text, answer
 from trimtab.serve.model import find_served, load_served
 from trimtab.train.assemble import REWARD, Session, load_text_side
-from trimtab.train.budget import Budget
 from trimtab.train.memory import PeakMemory
 from trimtab.train.offline import score_tasks
 from trimtab.train.progress import bar, say
@@ -87,7 +87,7 @@ def serving_session(config: StageConfig, *, as_prompts: bool) -> Session:
         roles=served.roles,
         device=served.device,
         dtype=served.dtype,
-        room=Budget(served.budget),
+        room=Budget(served.budget, say),
         memory=PeakMemory(served.device),
         layout="padded",
         base=served.base,
@@ -173,7 +173,7 @@ def _score_answers(session: Session, folder: RunFolder, advance: Callable[[int],
             flat = [answer for group in groups for answer in group]
             sizes = [len(group) for group in groups]
             scores = iter(
-                score_rows_as(session.roles, REWARD, flat, budget=session.budget, layout=session.layout, unit=sizes)
+                score_rows_as(session.roles, REWARD, flat, budget=session.room, layout=session.layout, unit=sizes)
             )
             for row, size, example in zip(block, sizes, examples[start : start + BLOCK], strict=True):
                 own = [next(scores) for _ in range(size)]

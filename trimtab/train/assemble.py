@@ -18,6 +18,7 @@ from trimtab.engine.generator import Engine
 from trimtab.errors import ConfigError
 from trimtab.evals import EVALS
 from trimtab.models import block, lora
+from trimtab.models.budget import Budget
 from trimtab.models.folder import resolve_model
 from trimtab.models.forward import Layout, choose_layout
 from trimtab.models.heads import HeadRecord
@@ -37,7 +38,6 @@ from trimtab.rewards.length import LengthPenalty
 from trimtab.rewards.lookup import load_functions
 from trimtab.rewards.mixture import Mixture
 from trimtab.rewards.model import EnsembleReward, ModelReward
-from trimtab.train.budget import Budget
 from trimtab.train.device import pick_device, pick_dtype, spares_a_copy, this_machine
 from trimtab.train.memory import PeakMemory
 from trimtab.train.progress import say
@@ -120,7 +120,7 @@ class Session:
                 where=config.origin("reward_model"),
             )
         members = [
-            ModelReward(self.roles, budget=self.budget, layout=self.layout, role=role)
+            ModelReward(self.roles, budget=self.room, layout=self.layout, role=role)
             for role in member_roles(len(config.reward_model))
         ]
         if len(members) == 1:
@@ -135,6 +135,7 @@ class Session:
             stop_ids=self.template.stop_ids,
             decode=lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
             packing=spares_a_copy(self.roles.of(role)),
+            say=say,
         )
 
 
@@ -253,7 +254,7 @@ def assemble(config: StageConfig, *, earlier: Mapping[str, Any] | None = None) -
         roles=roles,
         device=device,
         dtype=dtype,
-        room=Budget(planned.budget),
+        room=Budget(planned.budget, say),
         memory=memory,
         planned=planned,
         layout=layout,

@@ -161,13 +161,20 @@ class OfflineTrainer:
             return {}
         if self.algorithm.reads == "reward":
             return self.evaluate_judged(rows, data.eval_examples[:limit])
-        total, count = 0.0, 0
-        for chunk in plan(rows, self.session.budget, layout=self.session.layout):
-            with torch.no_grad(), self.session.roles.enter(self.role):
-                scores = score_tokens(self.session.roles.model, [rows[i] for i in chunk], layout=self.session.layout)
-            assert scores.logp is not None
-            total -= float(scores.logp[scores.mask].sum())
-            count += int(scores.mask.sum())
+
+        def work(tokens: int) -> tuple[float, int]:
+            total, count = 0.0, 0
+            for chunk in plan(rows, tokens, layout=self.session.layout):
+                with torch.no_grad(), self.session.roles.enter(self.role):
+                    scores = score_tokens(
+                        self.session.roles.model, [rows[i] for i in chunk], layout=self.session.layout
+                    )
+                assert scores.logp is not None
+                total -= float(scores.logp[scores.mask].sum())
+                count += int(scores.mask.sum())
+            return total, count
+
+        total, count = self.session.room.attempt(work)
         loss = total / max(count, 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))} | run_tasks(self.session, limit)
 
@@ -179,7 +186,7 @@ class OfflineTrainer:
         groups = self.answers(judged)
         sizes = [len(answers) for answers in groups]
         rows = [row for answers in groups for row in answers]
-        scores = score_rows_as(session.roles, self.role, rows, budget=session.budget, layout=session.layout, unit=sizes)
+        scores = score_rows_as(session.roles, self.role, rows, budget=session.room, layout=session.layout, unit=sizes)
         by_length = {"length_correlation": correlation([float(len(row.scored)) for row in rows], scores)}
         targets = self._targets(examples)
         if targets is not None:
@@ -239,7 +246,7 @@ class OfflineTrainer:
         head = self.session.roles.specs[self.role].head
         assert head is not None
         scores = score_rows_as(
-            self.session.roles, self.role, rows, budget=self.session.budget, layout=self.session.layout
+            self.session.roles, self.role, rows, budget=self.session.room, layout=self.session.layout
         )
         with torch.no_grad():
             level = sum(targets) / len(targets) if targets else 0.0

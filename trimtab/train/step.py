@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import NumericsError
+from trimtab.models.budget import Budget
 from trimtab.models.forward import Layout, TokenScores, plan, score_rows, score_tokens
 from trimtab.models.roles import Roles
-from trimtab.train.budget import Budget
 from trimtab.types import LossTerms, TokenRow
 
 

@@ -8,8 +8,6 @@ from typing import TypeVar
 
 import torch
 
-from trimtab.train.progress import say
-
 T = TypeVar("T")
 
 LEAST = 64
@@ -20,9 +18,11 @@ LEAST = 64
 class Budget:
     """Attributes:
     tokens: of a micro-batch, padding counted.
+    say: where a line about a smaller one goes.
     """
 
     tokens: int
+    say: Callable[[str], None] = print
 
     def attempt(self, work: Callable[[int], T], undo: Callable[[], None] = lambda: None) -> T:
         """`work(tokens)`; when the device runs out of memory, once more from the start with half as many, and so on.
@@ -43,4 +43,4 @@ class Budget:
             self.tokens = max(LEAST, self.tokens // 2)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            say(f"out of memory: going on with {self.tokens} tokens a pass (the results are the same)")
+            self.say(f"out of memory: going on with {self.tokens} tokens a pass (the results are the same)")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tests.train.test_step import ROWS, same, taken, tokens, trained
+from trimtab.models import budget
+from trimtab.models.budget import Budget
 from trimtab.models.roles import Roles
-from trimtab.train import budget
-from trimtab.train.budget import Budget
 from trimtab.train.step import Forward
 
 pytestmark = pytest.mark.unit
@@ -94,3 +94,25 @@ def test_a_pass_without_gradients_begins_again() -> None:
 
     assert Budget(48).attempt(work) == "done"
     assert seen == [48, 24, 12, 6]
+
+
+def test_scores_are_those_of_a_run_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trimtab.models import forward
+    from trimtab.models.heads import ValueHead
+    from trimtab.rewards import model
+
+    roles = trained()
+    roles.define("judge", "x", head=ValueHead(roles.model.config.hidden_size, seed=0))
+    whole = model.score_rows_as(roles, "judge", ROWS, budget=10_000)
+    plain = forward.score_rows
+
+    def full(*args: object, **keys: object) -> Tensor:
+        if len(args[1]) > 1:  # type: ignore[arg-type]
+            raise torch.OutOfMemoryError("CUDA out of memory (a test says so)")
+        return plain(*args, **keys)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "score_rows", full)
+    said: list[str] = []
+    room = Budget(10_000, said.append)
+    assert model.score_rows_as(roles, "judge", ROWS, budget=room) == pytest.approx(whole, rel=1e-5)
+    assert room.tokens < 10_000 and len(said) > 1
