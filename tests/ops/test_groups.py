@@ -92,6 +92,14 @@ def test_dual_clip() -> None:
     near(logp.grad, [0, 0, 4])  # d(-A rho) = -A rho; clipped and held tokens have none
 
 
+def test_what_is_at_a_bound_is_not_held_by_it() -> None:
+    """A loss of exactly c times the advantage, a ratio of exactly the cap; and an advantage in (0, 1), which nothing bounds."""
+    held, acts = dual_clip(torch.tensor([6.0, -0.5]), torch.tensor([-2.0, 0.5]), 3.0)
+    assert held.tolist() == [6.0, -0.5] and acts.tolist() == [False, False]
+    zero = torch.zeros(1, 1)
+    assert cispo_loss(zero, zero, zero, 1.0)[1].tolist() == [[False]]
+
+
 def test_cispo() -> None:
     """rho = 2 and 8, cap 5: weights 2 and 5 on A logp; the gradient is weight x A, never cut off."""
     logp = torch.tensor([[-1.0, -0.5]], dtype=torch.float64, requires_grad=True)
@@ -110,5 +118,6 @@ def test_log_ratio_of_an_answer() -> None:
     logp = torch.tensor([[0.1, 0.2, 0.3], [0.1, 0.2, float("nan")]], dtype=torch.float64)
     mask = torch.tensor([[True, True, True], [True, True, False]])
     near(sequence_log_ratio(logp, torch.zeros_like(logp), mask, mean=False), [0.6, 0.3])
+    near(sequence_log_ratio(logp, torch.full_like(logp, 0.05), mask, mean=False), [0.45, 0.2])
     near(sequence_log_ratio(logp, torch.zeros_like(logp), mask, mean=True), [0.2, 0.15])
     assert sequence_log_ratio(logp, logp, mask & False, mean=True).tolist() == [0, 0]
