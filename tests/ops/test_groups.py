@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ops.workers import together
-from trimtab.ops.advantages import Baseline, group_advantages, group_baseline, group_mean, group_std
+from trimtab.ops.advantages import Baseline, Normalisation, group_advantages, group_baseline, group_mean, group_std
 from trimtab.ops.losses import cispo_loss, dual_clip, ppo_policy_loss, sequence_log_ratio
 
 pytestmark = pytest.mark.unit
@@ -48,6 +48,13 @@ def test_advantages() -> None:
     # without a baseline the batch's mean, 12 / 5, goes too; squares 0.36 + 1.96 + 0.16 + 12.96 + 5.76 = 21.2
     std = math.sqrt(21.2 / 4) + 1e-4
     near(group_advantages(SCORE, GROUP, "none", "batch"), [x / std for x in (0.6, -1.4, -0.4, 3.6, -2.4)])
+
+
+@pytest.mark.parametrize("normalisation", ["none", "group", "batch"])
+def test_a_single_completion_has_an_advantage_that_is_finite(normalisation: Normalisation) -> None:
+    one, group = torch.tensor([3.0]), torch.tensor([0])
+    expected = 3.0 / 1e-4 if normalisation == "group" else 3.0 if normalisation == "none" else 0.0
+    assert group_advantages(one, group, "leave_one_out", normalisation).tolist() == pytest.approx([expected])
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "mean", "none"])

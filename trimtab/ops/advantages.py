@@ -34,7 +34,7 @@ def shaped_rewards(
     constant.
     """
     penalty = zero_padding(-kl_coef * estimate(logp, logp_ref, estimator), mask)
-    return penalty + score.unsqueeze(-1) * is_last(mask).to(score.dtype)
+    return penalty + score.unsqueeze(-1) * is_last(mask)
 
 
 def gae(
@@ -54,8 +54,7 @@ def gae(
     """
     rewards, values = zero_padding(rewards, mask), zero_padding(values, mask)
     advantages = torch.zeros_like(rewards)
-    value_after = torch.zeros_like(values[:, 0])  # V and A beyond the last token; padding keeps them at 0
-    advantage_after = torch.zeros_like(value_after)
+    value_after = advantage_after = torch.zeros_like(values[:, 0])  # beyond the last token; padding keeps them at 0
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + gamma * value_after - values[:, t]
         advantages[:, t] = advantage_after = delta + gamma * lam * advantage_after
@@ -103,7 +102,7 @@ def group_baseline(score: Float[Tensor, " b"], group: Int[Tensor, " b"], kind: B
     index, count = _members(group, score)
     k, first = count[index], _first(score, index, count)
     others = torch.zeros_like(count).index_add(0, index, score - first)[index] - (score - first)
-    return torch.where(k > 1, first + others / (k - 1).clamp(min=1), 0.0)
+    return torch.where(k > 1, first + others / (k - 1), 0.0)
 
 
 def group_advantages(
