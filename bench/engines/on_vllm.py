@@ -18,9 +18,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 
 def main() -> None:
-    from vllm import LLM, SamplingParams
-
     import torch
+    from vllm import LLM, SamplingParams
 
     folder, work = sys.argv[1], WORKS[sys.argv[2]]
     dtype = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -94,8 +95,8 @@ def test_half_and_single_precision(dtype: torch.dtype, tol: float) -> None:
     hidden.requires_grad_()
     got, want = (f(hidden, weight, targets, bias=bias) for f in (logprobs_and_entropy, logprobs_and_entropy_plain))
     for a, b in zip(got, want, strict=True):
-        assert a.dtype == torch.float32
-        close(a, b, tol)
+        assert a.dtype == b.dtype == torch.float32
+        close(a, b, 1e-5)  # products are rounded alike, and what follows them is float32
     (a,), (b,) = (torch.autograd.grad(pair[0].sum(), hidden) for pair in (got, want))
     assert a.dtype == dtype
     close(a, b, tol)
@@ -166,6 +167,44 @@ def test_logits_are_recomputed_only_for_the_entropy(
     assert len(made_logits) == 3 * passes
 
 
+def test_chunks_are_of_256_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    real = logprobs._logits
+    monkeypatch.setattr(logprobs, "_logits", lambda *args: sizes.append(len(args[0])) or real(*args))
+    logprobs_and_entropy(torch.ones(257, 2), torch.ones(3, 2), torch.zeros(257, dtype=torch.int64))
+    assert sizes == [256, 1]
+
+
+@pytest.mark.parametrize(
+    ("learns", "grad", "wanted"),
+    [
+        ((), True, False),
+        (("hidden",), True, True),
+        (("hidden",), False, False),
+        (("hidden", "bias"), True, False),
+        (("weight",), True, False),
+    ],
+)
+def test_the_gradient_of_a_hidden_state_is_made_where_it_will_be_used(
+    learns: tuple[str, ...], grad: bool, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the forward pass when the head is frozen; never without gradients."""
+    asked: list[bool] = []
+    real = logprobs._by_tiles
+
+    def noted(*args: Any, **keys: Any) -> Any:
+        asked.append(keys["wants_unit"])
+        return real(*args, **keys)
+
+    monkeypatch.setattr(logprobs, "_by_tiles", noted)
+    hidden, weight, bias, targets = made()
+    for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        x.requires_grad_(name in learns)
+    with torch.set_grad_enabled(grad):
+        logprobs_and_entropy(hidden, weight, targets, bias=bias)
+    assert asked == [wanted]
+
+
 def test_no_array_of_all_logits_is_ever_made() -> None:
     """The largest array of forward and backward holds chunk x v numbers."""
     sizes: list[int] = []
@@ -199,3 +238,32 @@ def test_the_mean_over_the_vocabulary_is_that_of_the_logits(temperature: float, 
     torch.testing.assert_close(found, log_p.mean(-1))
     for mine, theirs in zip(torch.autograd.grad(found.square().sum(), (hidden, weight)), expected, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_the_mean_over_the_vocabulary_is_computed_wide() -> None:
+    """From bfloat16 numbers in float32 arithmetic: as the same numbers give in float64, but for 1e-5."""
+    hidden, weight, bias, targets = made(torch.bfloat16)
+    z = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
+    log_p = z.log_softmax(-1)
+    logp = log_p.gather(-1, targets[:, None]).squeeze(-1).float()
+    found = vocabulary_mean(
+        hidden, weight, targets, logp, bias=bias
+    )  # at temperature 1, which is what nothing said means
+    assert found.dtype == torch.float32
+    close(found, log_p.mean(-1).float(), 1e-5)
+
+
+def test_the_gradient_of_a_head_in_half_precision_is_summed_wide() -> None:
+    """Three hundred chunks of one row: sums in bfloat16 would stand still after a few dozen."""
+    g = torch.Generator().manual_seed(0)
+    hidden = (1 + torch.rand(300, 2, generator=g)).to(torch.bfloat16)
+    weight, bias = torch.zeros(2, 2, dtype=torch.bfloat16), torch.zeros(2, dtype=torch.bfloat16)
+    logp, _ = logprobs_and_entropy(
+        hidden, weight.requires_grad_(), torch.zeros(300, dtype=torch.int64), bias=bias.requires_grad_(), chunk=1
+    )
+    logp.sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+    # p = 1/2 everywhere: half of each hidden state towards the target's row
+    expected = hidden.double().sum(0) / 2
+    close(weight.grad.double(), torch.stack([expected, -expected]), 0.01 * float(expected.max()))
+    close(bias.grad.double(), [150.0, -150.0], 1.0)  # type: ignore[union-attr]

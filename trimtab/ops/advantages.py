@@ -136,7 +136,7 @@ def group_advantages(
 
 def _first(score: Float[Tensor, " b"], index: Int[Tensor, " b"], count: Float[Tensor, " g"]) -> Float[Tensor, " b"]:
     """One score of each completion's group (its smallest). Sums are taken of differences from it: those of equal scores are exactly 0."""
-    return torch.zeros_like(count).scatter_reduce(0, index, score, "amin", include_self=False)[index]
+    return count.scatter_reduce(0, index, score, "amin", include_self=False)[index]  # of `count` the shape alone
 
 
 def _members(group: Int[Tensor, " b"], like: Float[Tensor, " b"]) -> tuple[Int[Tensor, " b"], Float[Tensor, " g"]]:

@@ -18,7 +18,7 @@ Products run in the dtype of `hidden`; the softmax and all sums in float32 (floa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -126,8 +126,8 @@ class _LogprobsAndEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk)
             found = _by_tiles(hidden[rows], weight, bias, targets[rows], temperature, wants_unit=unit is not None)
             logp[rows], entropy[rows] = found[:2]
-            if unit is not None and found[2] is not None:
-                unit[rows] = found[2]
+            if unit is not None:
+                unit[rows] = cast(Tensor, found[2])
         ctx.save_for_backward(hidden, weight, bias, targets, unit)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logp, entropy
@@ -139,7 +139,7 @@ class _LogprobsAndEntropy(torch.autograd.Function):
         if grad_logp is None and grad_entropy is None:
             return (None,) * 7
         if unit is not None and grad_logp is not None and grad_entropy is None:
-            return ((unit * grad_logp.unsqueeze(-1)).to(hidden.dtype), *(None,) * 6)
+            return (unit * grad_logp.unsqueeze(-1), *(None,) * 6)
 
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wide = _wide(hidden)
@@ -161,12 +161,7 @@ class _LogprobsAndEntropy(torch.autograd.Function):
                 grad_hidden[rows] = narrow @ weight
             if grad_weight is not None:
                 grad_weight += narrow.T @ hidden[rows]
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            *(None,) * 4,
-        )
+        return grad_hidden, grad_weight, grad_bias, *(None,) * 4  # autograd rounds them to the types of their leaves
 
 
 TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
