@@ -110,6 +110,28 @@ def test_large_logits_do_not_overflow() -> None:
     close(entropy, [0.0, 0.0])
 
 
+def test_rows_of_unlike_size_do_not_meet() -> None:
+    """Logits (0, 1e4) beside (0, 0): each row has its own maximum."""
+    weight = torch.tensor([[0.0], [1.0]])
+    logp, entropy = logprobs_and_entropy(torch.tensor([[1e4], [0.0]]), weight, torch.tensor([1, 0]))
+    close(logp, [0.0, -math.log(2)], 1e-6)
+    close(entropy, [0.0, math.log(2)], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tile", "widths"), [(1, [1] * 11), (15, [5, 5, 1]), (16, [5, 5, 1]), (18, [6, 5]), (33, [11]), (10**6, [11])]
+)
+def test_a_tile_holds_as_many_logits_as_it_may(tile: int, widths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rows and eleven words; at least one word."""
+    monkeypatch.setattr(logprobs, "TILE", {"cpu": tile})
+    seen = []
+    real = logprobs._logits
+    monkeypatch.setattr(logprobs, "_logits", lambda *args: seen.append(len(args[1])) or real(*args))
+    hidden, weight, bias, targets = made()
+    logprobs_and_entropy(hidden[:3], weight, targets[:3], bias=bias)
+    assert seen == widths
+
+
 @pytest.mark.parametrize("tile", [1, 5, 12, 1000])
 @pytest.mark.parametrize("order", ["rising", "falling", "drawn"])
 def test_the_tiles_of_the_vocabulary_change_nothing(tile: int, order: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,9 +182,10 @@ def _by_tiles(
     The target stays out of the sums: 1 - p_target then loses no digits where the model is sure.
     """
     wide, c, v = _wide(hidden), len(hidden), len(weight)
-    width = max(1, min(v, TILE["cpu" if hidden.device.type == "cpu" else "cuda"] // max(1, c)))
+    width = max(1, min(v, TILE["cpu" if hidden.device.type == "cpu" else "cuda"] // c))
     top = hidden.new_full((c, 1), -torch.inf, dtype=wide)
-    others, sloped, z_target = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+    others, sloped = torch.zeros_like(top), torch.zeros_like(top)
+    z_target = top  # until its tile is met
     pull = hidden.new_zeros(c, hidden.shape[1], dtype=wide) if wants_unit else None
     target = targets.unsqueeze(-1)
     for start in range(0, v, width):
