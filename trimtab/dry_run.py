@@ -8,7 +8,7 @@ from typing import Any
 from trimtab.config import StageConfig
 from trimtab.errors import AdapterError, ConfigError, DataError, ModelError
 from trimtab.evals import EVALS
-from trimtab.models.folder import local_model, read_adapter
+from trimtab.models.folder import check_writers, local_model, read_adapter
 from trimtab.plan import Estimate, Job, Lengths, Machine, Shape, job_of, machine, settle, shape_of
 from trimtab.plan.job import worst_case
 from trimtab.plan.sample import counter, look
@@ -95,6 +95,7 @@ def _check_files(config: StageConfig) -> None:
     named = ("adapter_name_or_path", "reward_model_adapters", "ref_model_adapters")
     for path in [p for name in named for p in getattr(config, name, ())]:
         read_adapter(Path(path))
+    check_writers(config)
     rewards = getattr(config, "reward_model", ()) if getattr(config, "reward_model_type", "") == "lora" else ()
     for reward in rewards:
         folder = Path(reward).expanduser()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_input.conftest import ROWS, Place
+from tests.bad_input.conftest import PAIRS, ROWS, Place
 from tests.bad_input.test_models import adapter  # noqa: F401  (a fixture)
+from trimtab.cli import main
 
 pytestmark = pytest.mark.e2e
 
@@ -82,6 +83,20 @@ def test_a_dry_run_reads_tokenizer_and_reward_model(place: Place, adapter: Path)
     shutil.copytree(place.keys["model_name_or_path"], folder)
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
     place.refused("plan", place.file(model_name_or_path=str(folder)), told="tokenizer.json of this model is broken")
+
+
+def test_a_reward_model_writes_no_answers(place: Place, adapter: Path) -> None:  # noqa: F811
+    folder = place.root / "rm"
+    shutil.copytree(adapter, folder)
+    (folder / "value_head.json").write_text(json.dumps({"readout": "stop", "purpose": "reward"}), encoding="utf-8")
+    told = "is a reward model"
+    place.refused("train", place.file(adapter_name_or_path=str(folder)), told=told)
+    place.refused("train", place.file(adapter_name_or_path=str(folder)), "--dry-run", told=told)
+    place.data(PAIRS, ranking=True)
+    keys = {"stage": "dpo", "ref_model_adapters": str(folder)}
+    place.refused("train", place.file(**keys), told=("ref_model_adapters", told))
+    (folder / "value_head.json").write_text(json.dumps({"purpose": "critic"}), encoding="utf-8")  # what PPO leaves
+    assert main(["train", place.file(adapter_name_or_path=str(folder), stage="dpo")]) == 0
 
 
 def test_a_head_that_is_not_finite(place: Place, adapter: Path) -> None:  # noqa: F811

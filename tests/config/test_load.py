@@ -558,3 +558,18 @@ def test_loading_a_config_imports_no_torch() -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_keys_of_an_adapter_that_is_not_made_are_told(tmp_path: Path) -> None:
+    def notes(**keys: Any) -> str:
+        return " | ".join(load({**SFT, "output_dir": str(tmp_path), **keys}).notes)
+
+    assert "lora_rank, use_rslora: not read, since the adapter" in notes(
+        adapter_name_or_path="a", lora_rank=4, use_rslora=True
+    )
+    assert "not read" not in notes(adapter_name_or_path="a", lora_rank=4, create_new_adapter=True)
+    assert "not read" not in notes(lora_rank=4, use_dora=True)
+    told = notes(finetuning_type="full", use_dora=True, additional_target="norm")
+    assert "use_dora, additional_target: not read with finetuning_type: full" in told
+    assert "freeze_trainable_layers: not read with finetuning_type: lora" in notes(freeze_trainable_layers=1)
+    assert "the adapter is new in any case" in notes(create_new_adapter=True)

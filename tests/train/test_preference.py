@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from trimtab.algos.dpo import Dpo
@@ -245,6 +247,15 @@ def test_reference_log_probs_are_computed_once_and_anew_when_anything_differs(
         before = len(computed)
         first_step(**more)
         assert len(computed) == before + 1, more
+    # a base whose embedding differs in a few rows in the middle, all that is at the beginning of each matrix being equal
+    edited = tmp_path / "edited"
+    shutil.copytree(str(load(keys("dpo", tmp_path)).model_name_or_path), edited)
+    tensors = load_file(edited / "model.safetensors")
+    tensors["model.embed_tokens.weight"][100:140] += 1.0
+    save_file(tensors, edited / "model.safetensors", metadata={"format": "pt"})
+    before = len(computed)
+    assert first_step(model_name_or_path=str(edited))["margin"] == 0.0  # the policy is its own reference
+    assert len(computed) == before + 1
     (damaged, *_) = sorted((tmp_path / "cache" / "reference").glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
     damaged.write_bytes(damaged.read_bytes()[:100])
     before = len(computed)

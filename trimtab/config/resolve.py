@@ -680,11 +680,39 @@ def _course_problem(kind: str, given: Mapping[str, Any]) -> tuple[str, str, str]
     return None
 
 
+LORA_KEYS = ("lora_rank", "lora_alpha", "lora_target", "use_rslora", "use_dora")
+FREEZE_KEYS = ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules")
+
+
+def _unread_lora(config: StageConfig) -> str:
+    """Keys of a new adapter that are written where none is made; empty if there are none."""
+    if config.finetuning_type != "lora":
+        written = [key for key in (*LORA_KEYS, "lora_dropout", "additional_target") if config.written(key)]
+        return f"{', '.join(written)}: not read with finetuning_type: {config.finetuning_type}" if written else ""
+    if not config.adapter_name_or_path or config.create_new_adapter:
+        return ""
+    written = [key for key in LORA_KEYS if config.written(key)]
+    if not written:
+        return ""
+    return (
+        f"{', '.join(written)}: not read, since the adapter of adapter_name_or_path goes on as it was made; "
+        "create_new_adapter: true makes a new one with them"
+    )
+
+
 def _differences(config: StageConfig) -> list[str]:
     """Lines about keys that act otherwise here than where the file may come from, given what is written."""
     lines: list[str] = []
     if config.warmup_steps > 0 and config.warmup_ratio > 0:
         lines.append("warmup_steps acts, warmup_ratio does not: both are written")
+    if config.do_train and (unread := _unread_lora(config)):
+        lines.append(unread)
+    if config.do_train and config.finetuning_type != "freeze":
+        frozen = [key for key in FREEZE_KEYS if config.written(key)]
+        if frozen:
+            lines.append(f"{', '.join(frozen)}: not read with finetuning_type: {config.finetuning_type}")
+    if config.do_train and config.create_new_adapter and not config.adapter_name_or_path:
+        lines.append("create_new_adapter: there is none to go on with, so the adapter is new in any case")
     if config.lora_dropout > 0 and config.stage not in ("pt", "sft") and config.do_train:
         lines.append(
             f"lora_dropout: not applied in stage {config.stage}: rewards and probabilities are scored without it"

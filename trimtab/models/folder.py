@@ -332,6 +332,29 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def check_writers(config: Any) -> None:
+    """The adapters of a training file that are to write answers must not be reward models.
+
+    Raises:
+        AdapterError: our record beside one says that it is. (A value head of PPO's, or of another tool, is no such sign.)
+    """
+    if config.stage == "rm":
+        return
+    for key in ("adapter_name_or_path", "ref_model_adapters"):
+        for folder in getattr(config, key, ()):
+            try:
+                record = json.loads((Path(folder) / "value_head.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if isinstance(record, dict) and record.get("purpose") == "reward":
+                raise AdapterError(
+                    f"{key}: {folder!r} is a reward model",
+                    where=config.origin(key),
+                    why="its adapter was trained for its value head: it scores answers, and text from it would mean nothing",
+                    remedy="name the adapter of an sft or ppo run here, and this one in reward_model",
+                )
+
+
 def broken_config(path: Path, why: str) -> AdapterError:
     return AdapterError(
         f"{ADAPTER_CONFIG} is damaged", where=str(path), why=why, remedy="copy or save the adapter again"

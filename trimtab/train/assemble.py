@@ -19,7 +19,7 @@ from trimtab.errors import ConfigError
 from trimtab.evals import EVALS
 from trimtab.models import block, lora
 from trimtab.models.budget import Budget
-from trimtab.models.folder import resolve_model
+from trimtab.models.folder import check_writers, resolve_model
 from trimtab.models.forward import Layout, choose_layout
 from trimtab.models.heads import HeadRecord
 from trimtab.models.load import Packing, base_fingerprint, decoder, load_base
@@ -214,6 +214,7 @@ def assemble(config: StageConfig, *, earlier: Mapping[str, Any] | None = None) -
     """
     for task in config.eval_tasks:
         EVALS.row(task, where=config.origin("eval_tasks"))
+    check_writers(config)
     functions = load_functions(
         getattr(config, "reward_funcs", ()),
         timeout=getattr(config, "reward_timeout", 60.0),

@@ -32,9 +32,6 @@ from trimtab.train.progress import say
 from trimtab.train.rollout import score_role
 from trimtab.types import TokenRow
 
-SAMPLED = 4096
-"""Numbers of each of the model's own parameters that stand for it in the fingerprint."""
-
 ROWS = 1024
 """Rows whose padded arrays exist at one time."""
 
@@ -69,8 +66,9 @@ def fingerprint(session: Session, rows: Sequence[TokenRow]) -> str:
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
     model = session.roles.of(REFERENCE)
     for name, parameter in model.named_parameters():  # a copy of the start, or a model that the file names
-        digest.update(f"|{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().flatten()[:SAMPLED].float().cpu().numpy().tobytes())
+        digest.update(f"|{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        # all of it: a few edited rows of an embedding make another reference. A second for a gigabyte, and the passes take minutes
+        digest.update(memoryview(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
     for adapter in session.roles.specs[REFERENCE].adapters:
         for name, parameter in lora.parameters(model, adapter).items():
             digest.update(f"|{name}{tuple(parameter.shape)}".encode())
