@@ -68,7 +68,7 @@ def fingerprint(session: Session, rows: Sequence[TokenRow]) -> str:
     for name, parameter in model.named_parameters():  # a copy of the start, or a model that the file names
         digest.update(f"|{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         # all of it: a few edited rows of an embedding make another reference. A second for a gigabyte, and the passes take minutes
-        digest.update(memoryview(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     for adapter in session.roles.specs[REFERENCE].adapters:
         for name, parameter in lora.parameters(model, adapter).items():
             digest.update(f"|{name}{tuple(parameter.shape)}".encode())
