@@ -70,6 +70,30 @@ def test_there_and_back_means_the_same(spec, rows, target):
     assert there.entry.get("ranking", False) == (rows is RANKED)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("target", ["sharegpt", "openai", "alpaca"])
+def test_preferences_mean_the_same_in_every_kind_of_file(spec, tmp_path, target, suffix):
+    """Answers are message objects, which a table holds as JSON text; an answer that is JSON itself stays what it is."""
+    answers = ["好", '{"role": "x"}', "[1]", '{"name": "f", "content": 1}', 'two\n"lines"\t', "[" * 100_000]
+    rows = [{"instruction": "q", "chosen": answer, "rejected": "bad"} for answer in answers]
+    there = convert(spec(rows), target)
+    path = tmp_path / f"there{suffix}"
+    write_rows(path, there.rows)
+    read = [row for _, row in read_rows(path)]
+    assert meaning(read, there.entry) == meaning(there.rows, there.entry)
+    assert [chosen.content for _, _, chosen, _, _, _ in meaning(read, there.entry)] == answers
+
+
+def test_a_call_as_the_better_answer_survives_a_table(spec, tmp_path):
+    call = {"from": "function_call", "value": '[{"name": "weather", "arguments": {}}]'}
+    row = {"conversations": CALLING[0]["conversations"][:1], "chosen": call, "rejected": {"from": "gpt", "value": "no"}}
+    there = convert(spec([row]), "openai")
+    write_rows(tmp_path / "there.csv", there.rows)
+    ((_, _, chosen, rejected, _, _),) = meaning([r for _, r in read_rows(tmp_path / "there.csv")], there.entry)
+    assert (chosen.role, json.loads(chosen.content)) == ("function", json.loads(call["value"]))
+    assert (rejected.role, rejected.content) == ("assistant", "no")
+
+
 def test_unknown_columns_are_carried_along(spec):
     assert convert(spec(ALPACA, columns=NAMED), "openai").rows[0]["难度"] == 3
     assert convert(spec(RANKED), "sharegpt").rows[0]["id"] == 7
