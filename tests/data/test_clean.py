@@ -150,6 +150,70 @@ def test_preferences(write):
     assert [origin.row for origin, _ in kept.kept] == [1, 2, 3, 5]
 
 
+def test_scores_are_part_of_a_row(write):
+    """One question may have several scored answers, and an answer one score."""
+    rows = [
+        {"instruction": "a question", "output": "one", "score": 0.1},
+        {"instruction": "a question", "output": "one", "score": 0.9},  # the same answer is worth two things
+        {"instruction": "a question", "output": "two", "score": 0.3},
+        {"instruction": "a question", "output": "two", "score": 0.3},
+        {"instruction": "a question", "output": "three", "score": ""},
+        {"instruction": "b question", "output": "one", "score": 0.1},
+        {"instruction": "b  question", "output": "One.", "score": 0.2},  # the same but for what does not matter
+    ]
+    found = clean(spec_of(write("d.json", rows), columns=("score=score",)))
+    assert planted(found) == [*(("conflict", n) for n in (1, 2, 6, 7)), ("duplicate", 4)]
+    assert [(f.origin.row, f.other.row) for f in found.faults if f.kind == "conflict"][:2] == [(1, 2), (2, 1)]
+    kept = clean(spec_of(write("d.json", rows), columns=("score=score",)), conflicts=False)
+    assert [origin.row for origin, _ in kept.kept] == [1, 2, 3, 5, 6, 7]
+
+
+def test_an_answer_that_is_wanted_and_unwanted_is_a_conflict(write):
+    rows = [
+        {"instruction": "a question", "output": "one", "kto_tag": True},
+        {"instruction": "a question", "output": "one", "kto_tag": False},
+        {"instruction": "a question", "output": "two", "kto_tag": False},
+        {"instruction": "b question", "output": "one", "kto_tag": True},
+        {"instruction": "b question", "output": "two", "kto_tag": True},
+        {"instruction": "b question", "output": "two", "kto_tag": True},
+    ]
+    assert planted(clean(spec_of(write("d.json", rows)))) == [("conflict", 1), ("conflict", 2), ("duplicate", 6)]
+
+
+def test_answers_that_are_the_same_are_no_preference(write, capsys):
+    rows = [
+        {"instruction": "a question", "chosen": "one", "rejected": "one"},
+        {"instruction": "a question", "chosen": "one", "rejected": "two"},
+        {"instruction": "b question", "chosen": "one", "rejected": "one "},  # training tells these apart
+    ]
+    path = write("d.json", rows)
+    assert planted(clean(spec_of(path))) == [("equal answers", 1)]
+    assert main(["data", "clean", str(path)]) == 0
+    assert "equal answers: 1" in capsys.readouterr().out
+    assert json.loads(path.with_name("d.removed.jsonl").read_text(encoding="utf-8"))["fault"] == "equal answers"
+
+
+def test_margins_and_rankings(write):
+    pairs = [
+        {"instruction": "a question", "chosen": "one", "rejected": "two", "margin": 1},
+        {"instruction": "a question", "chosen": "one", "rejected": "two", "margin": 2},
+        {"instruction": "b question", "chosen": "one", "rejected": "two", "margin": 1},
+    ]
+    found = clean(spec_of(write("pairs.json", pairs), columns=("margin=margin",)))
+    assert planted(found) == [("conflict", 1), ("conflict", 2)]
+    rankings = [["x", "y", "z"], ["x", "z"], ["x", "w", "z"], ["y", "v", "x"], ["u", "u", "z"], ["x", "", "z"]]
+    rows = [{"instruction": "a question", "ranked": answers} for answers in rankings]
+    found = clean(spec_of(write("d.json", rows), columns=("ranked=ranked",), ranking=True))
+    assert planted(found) == [("conflict", 1), ("conflict", 4), ("empty", 6), ("equal answers", 5)]
+
+
+def test_a_leak_is_one_whatever_its_label(write):
+    row = {"instruction": "which town has the most bridges over the river?", "output": "one", "kto_tag": True}
+    held = {"instruction": "so which town has the most bridges over the river?", "output": "one", "kto_tag": False}
+    found = clean(spec_of(write("d.json", [row])), held_out=spec_of(write("held.json", [held])))
+    assert planted(found) == [("leak", 1)]
+
+
 def test_questions_without_answers_are_not_empty(write):
     rows = [{"instruction": f"ask about {word}"} for word in ("towns", "rivers", "towns")]
     assert planted(clean(spec_of(write("d.json", rows)))) == [("duplicate", 3)]

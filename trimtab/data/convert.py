@@ -1,4 +1,4 @@
-"""`trimtab data convert`: the rows of one format as rows of another: preferences, rankings, margins, scores and unknown columns included."""
+"""`trimtab data convert`: the rows of one format as rows of another, with preferences, rankings, scores and unknown columns."""
 
 from __future__ import annotations
 
