@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 
 import pytest
@@ -331,6 +332,49 @@ def test_near_pairs_are_those_of_all_pairs_compared():
 )
 def test_what_is_sql(text, fine):
     assert (sql_text.fault(text) is None) == fine
+
+
+@pytest.mark.parametrize(
+    ("text", "dialect", "fine"),
+    [
+        ("SHOW TABLES", "mysql", True),
+        ("SHOW TABLES", None, True),
+        ("SHOW TABLES", "sqlite", False),  # it has no such statement
+        ("Show all customers", "mysql", False),
+        ("Show all customers", None, False),
+        ("EXPLAIN SELECT 1", "mysql", True),
+        ("EXPLAIN SELECT 1", None, True),
+        ("EXPLAIN FORMAT=JSON SELECT 1", None, True),
+        ("EXPLAIN QUERY PLAN SELECT 1", "sqlite", True),
+        ("EXPLAIN (ANALYZE, BUFFERS) SELECT 1", "postgres", True),
+        ("EXPLAIN SELECT a FROM", "postgres", False),
+        ("Explain why this is so", None, False),
+        ("DESCRIBE staff", "mysql", True),
+        ("USE shop", "mysql", True),
+        ("Use the table", "mysql", False),
+        ("REPLACE INTO t (a) VALUES (1)", "mysql", True),
+        ("REPLACE it by hand", "mysql", False),
+        ("CALL report(2024)", "mysql", True),
+        ("Call me later", "mysql", False),
+        ("SET @a = 1", "mysql", True),
+        ("TRUNCATE TABLE t", "mysql", True),
+        ("PRAGMA table_info(t)", "sqlite", True),
+        ("SHOW TABLES， now", "mysql", False),
+    ],
+)
+def test_statements_that_are_no_queries(text, dialect, fine):
+    assert (sql_text.fault(text, dialect) is None) == fine
+
+
+def test_sqlglot_does_not_speak_for_us(write, capfd, caplog):
+    """Its warning about a statement that it reads by the first word alone is in no log; the row is in the report."""
+    rows = [{"instruction": "show", "output": "SHOW me it"}, {"instruction": "why", "output": "EXPLAIN SELECT 2"}]
+    path = write("d.json", [*rows, {"instruction": "how many", "output": "SELECT 1"}])
+    assert main(["data", "clean", str(path), "--sql", "--dialect", "mysql"]) == 0
+    told = capfd.readouterr()
+    assert "3 rows read, 1 removed, 2 kept" in told.out
+    assert "unsupported syntax" not in told.out + told.err + caplog.text
+    assert not logging.getLogger("sqlglot").disabled
 
 
 def test_equal_statements_and_skeletons():
