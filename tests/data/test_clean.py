@@ -215,6 +215,32 @@ def test_a_leak_is_one_whatever_its_label(write):
     assert planted(found) == [("leak", 1)]
 
 
+def test_empty_turns_of_a_dialogue(write):
+    def dialogue(first, answer, second="two?", tag="human"):
+        turns = [("human", first), ("gpt", answer), (tag, second), ("gpt", f"so {first}")]
+        return {"conversations": [{"from": who, "value": text} for who, text in turns]}
+
+    rows = [
+        dialogue("a?", "one"),
+        dialogue("b?", "one", "　"),
+        dialogue("c?", " \n"),
+        dialogue("d?", "one", "", "observation"),  # a tool that found nothing
+    ]
+    assert planted(clean(spec_of(write("d.json", rows)))) == [("empty", 2), ("empty", 3)]
+    history = [{"instruction": "now?", "output": "yes", "history": [["then?", ""]]}]
+    assert planted(clean(spec_of(write("h.json", history), columns=("history=history",)))) == [("empty", 1)]
+    asks = [
+        {
+            "messages": [
+                {"role": "user", "content": "a?"},
+                {"role": "assistant", "content": ""},
+                {"role": "user", "content": "b?"},
+            ]
+        }
+    ]
+    assert planted(clean(spec_of(write("asks.json", asks)))) == [("empty", 1)]
+
+
 def test_questions_without_answers_are_not_empty(write):
     rows = [{"instruction": f"ask about {word}"} for word in ("towns", "rivers", "towns")]
     assert planted(clean(spec_of(write("d.json", rows)))) == [("duplicate", 3)]

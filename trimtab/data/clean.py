@@ -1,7 +1,7 @@
 """`trimtab data clean`: a cleaned copy of a data set, and a report of every fault with its row numbers.
 
     unreadable       a broken line, or a row that its format cannot read (no prompt, speakers out of order ...)
-    empty            no question, or no answer
+    empty            no question, or no answer; of a dialogue the last question, or any answer
     equal answers    a preference or ranking that gives one answer twice: training drops it
     duplicate        the question, answers, label, score and margin of an earlier row, full-width forms and blanks aside
     near-duplicate   a question much like an earlier one (Jaccard of shingles), the same numbers, and the same answer
@@ -24,6 +24,7 @@ from typing import Any
 
 from trimtab.data import source, sql_text
 from trimtab.data.dropped import Dropped
+from trimtab.data.formats.dialogue import ANSWERING
 from trimtab.data.info import DatasetSpec
 from trimtab.data.similar import bare, figures, near_pairs, normal
 from trimtab.types import Example, Message, Origin
@@ -202,8 +203,11 @@ def _blank(value: Any) -> bool:
 def _empty(example: Example, asks_only: bool) -> str | None:
     if example.text is not None:
         return None
-    if not question(example).strip():
+    *earlier, last = example.prompt
+    if last.role == "user" and not last.content.strip():  # an observation may be empty: a tool found nothing
         return "no question"
+    if any(not turn.content.strip() for turn in earlier if turn.role in ANSWERING):
+        return "an earlier answer is empty"
     listed = answers(example)
     if asks_only or (listed and all(answer.content.strip() for answer in listed)):
         return None
