@@ -204,8 +204,14 @@ def test_margins_and_rankings(write):
     assert planted(found) == [("conflict", 1), ("conflict", 2)]
     rankings = [["x", "y", "z"], ["x", "z"], ["x", "w", "z"], ["y", "v", "x"], ["u", "u", "z"], ["x", "", "z"]]
     rows = [{"instruction": "a question", "ranked": answers} for answers in rankings]
-    found = clean(spec_of(write("d.json", rows), columns=("ranked=ranked",), ranking=True))
+    found = clean(spec_of(write("d.json", rows)))
     assert planted(found) == [("conflict", 1), ("conflict", 4), ("empty", 6), ("equal answers", 5)]
+
+
+def test_a_ranking_under_another_name(write):
+    rows = [{"instruction": "a question", "best": ["x", "y"]}, {"instruction": "b question", "best": ["x"]}]
+    found = clean(spec_of(write("d.json", rows), columns=("ranked=best",)))
+    assert planted(found) == [("unreadable", 2)]
 
 
 def test_a_leak_is_one_whatever_its_label(write):

@@ -86,6 +86,20 @@ def test_a_file_without_an_entry_is_read_with_a_note(write, tmp_path, load):
     assert find(["doc"], str(tmp_path))[0].formatting == "text"
 
 
+def test_a_ranking_without_an_entry_is_guessed(write, tmp_path, load):
+    """By its column, as chosen and rejected are; a flag of that name, or a pair beside it, is not one."""
+    write("rows.json", [{"instruction": "q", "ranked": ["x", "y", "z"]}])
+    data = load(stage="rm", rm_loss="listwise")
+    assert [len(row.answers) for row in data.train] == [3]
+    assert any("read as alpaca, ranking" in note for note in data.report.notes)
+    write("table.csv", 'instruction,ranked\nq,"[""x"", ""y""]"\n')
+    assert find(["table"], str(tmp_path))[0].layout.columns == {"ranked": "ranked"}
+    write("flag.json", [{"instruction": "q", "output": "a", "ranked": True}])
+    assert not find(["flag"], str(tmp_path))[0].layout.ranking
+    write("both.json", [{**preferences(1)[0], "ranked": ["x", "y"]}])
+    assert find(["both"], str(tmp_path))[0].layout.columns == {}
+
+
 @pytest.mark.parametrize(
     ("entry", "what"),
     [
