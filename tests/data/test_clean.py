@@ -285,6 +285,23 @@ def test_a_file_that_is_not_there(capsys):
     assert "data file not found: nowhere.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.txt"])
+@pytest.mark.parametrize("words", [["clean"], ["convert", "--to", "openai", "--output", "x.jsonl"]])
+def test_an_empty_file_is_called_empty(write, capsys, name, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = write(name, b"")
+    assert main(["data", words[0], str(path), *words[1:]]) == 2
+    told = capsys.readouterr().err
+    assert "is empty" in told and "malformed" not in told
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_list_without_rows_is_empty_too(write, capsys):
+    path = write("d.json", [])
+    assert main(["data", "clean", str(path)]) == 2
+    assert "d is empty: it holds no rows" in capsys.readouterr().err
+
+
 def test_csv_with_a_row_too_wide(write):
     path = write("d.csv", "instruction,output\na?,b\nc,d,e\nf?,g\n")
     found = clean(spec_of(path))

@@ -276,6 +276,27 @@ def test_nothing_left_says_the_arithmetic(write, load):
         load(dataset=("none",))
 
 
+@pytest.mark.parametrize("stage", ["sft", "pt", "dpo", "kto"])
+def test_no_room_points_at_cutoff_len(write, load, stage):
+    labelled = [{**row, "kto_tag": True} for row in rows(2)]
+    write("rows.json", preferences(2) if stage == "dpo" else labelled)
+    with pytest.raises(DataError, match="2 read - 2 dropped = 0") as caught:
+        load(stage=stage, cutoff_len=1)
+    assert "raise cutoff_len, which is 1" in caught.value.remedy
+    assert "formatting" not in caught.value.remedy
+    write("bad.json", [{"x": 1}])  # and where anything else is wrong, it does not
+    with pytest.raises(DataError) as caught:
+        load(stage=stage if stage != "dpo" else "sft", dataset=("rows", "bad"), cutoff_len=1)
+    assert "columns" in caught.value.remedy
+
+
+def test_a_text_of_one_token_is_counted(write, config, make, special, tmp_path):
+    plain = make(special["chatml"], None, None)  # no end-of-text token that would be the second
+    write("rows.jsonl", '{"text": "a"}\n{"text": "a longer text"}\n')
+    report = load_data(config(stage="pt", dataset_dir=str(tmp_path)), plain, templates.get("chatml", plain)).report
+    assert (report.train, [dropped.reason for dropped in report.dropped]) == (1, ["a text of one token"])
+
+
 # ------------------------------------------------------------------------------------------- sizes, splits and mixtures
 
 

@@ -341,7 +341,11 @@ def encode_row(
 ) -> list[tuple[TokenRow | Pair | Ranking | Prompt, int]] | Dropped:
     """The row of one example (several of a long text) and how many tokens each lost; or why there is none."""
     if config.stage == "pt":
-        return [(part, 0) for part in encode.encode_text(example, tokenizer, cutoff_len=config.cutoff_len)]
+        parts = encode.encode_text(example, tokenizer, cutoff_len=config.cutoff_len)
+        if not parts:  # pieces of one token predict nothing
+            reason = encode.NOTHING_LEFT if config.cutoff_len < 2 else "a text of one token"
+            return Dropped(origin=example.origin, reason=reason)
+        return [(part, 0) for part in parts]
     fitted: tuple[TokenRow | Pair | Ranking, int] | Dropped
     if config.stage == "sft":
         fitted = encode.fit_sft(
@@ -492,9 +496,12 @@ def _nothing_left(key: str, config: Config, tally: _Tally) -> DataError:
         f"{count} {reason} (first: {next(row for row in tally.dropped if row.reason == reason)})"
         for reason, count in counted.most_common()
     )
+    remedy = "`trimtab data FILE` shows the rows; often `columns` or `formatting` in dataset_info.json is not theirs"
+    if counted and set(counted) <= encode.NO_ROOM:
+        remedy = f"raise cutoff_len, which is {config.cutoff_len}: no row has room within it for anything to learn"
     return DataError(
         f"no rows left: {read} read - {len(tally.dropped)} dropped = {read - len(tally.dropped)}",
         where=_where(config, key),
         why=reasons or "the files are empty",
-        remedy="`trimtab data FILE` shows the rows; often `columns` or `formatting` in dataset_info.json is not theirs",
+        remedy=remedy,
     )
