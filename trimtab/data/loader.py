@@ -103,7 +103,7 @@ def _stream(config: Config, tokenizer: Tokenizer, template: Template) -> StageDa
         if spec.path is not None and spec.path.suffix.lower() in (".json", ".csv", ".tsv")
     ]
     tally.notes.append(
-        f"streaming: rows of {', '.join(spec.name for spec in specs)} are read as they are needed, from the start again at the end"
+        f"streaming: {', '.join(spec.name for spec in specs)}: from the start again when the files end, in another order"
     )
     if whole:
         tally.notes.append(f"{', '.join(whole)}: json and csv files are read as a whole; jsonl and parquet are not")
@@ -114,7 +114,7 @@ def _stream(config: Config, tokenizer: Tokenizer, template: Template) -> StageDa
         train_examples=[],
         eval_examples=held_examples,
         eval_prompts=_prompts(held, held_examples, config, tokenizer, template),
-        report=_report(tally, [], held, [], held_examples),
+        report=replace(_report(tally, [], held, [], held_examples), streaming=True),
         stream=rows,
     )
 
@@ -394,7 +394,8 @@ def _pack(
         return rows, examples, groups
     if config.stage == "pt":
         pieces, owners = packing.recut(rows, room)
-        tally.notes.append(f"packing: {len(rows)} texts as one, in {len(pieces)} pieces of {room} tokens")
+        documents = len({id(example) for example in examples})  # a long one has several rows already
+        tally.notes.append(f"packing: {documents} texts as one, in {len(pieces)} pieces of at most {room} tokens")
         return pieces, [examples[owner] for owner in owners], None
     groups = packing.packs([len(row.token_ids) for row in rows], room)
     tally.notes.append(
