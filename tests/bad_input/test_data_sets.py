@@ -26,8 +26,8 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
 
 # file name, content, words of the message
 FILES: dict[str, tuple[str, Any, tuple[str, ...]]] = {
-    "empty json": ("rows.json", "", ("rows.json",)),
-    "blank json": ("rows.json", " \n\n ", ("rows.json",)),
+    "empty json": ("rows.json", "", ("rows.json is empty",)),
+    "blank json": ("rows.json", " \n\n ", ("rows.json is empty",)),
     "empty list": ("rows.json", [], ("0 read",)),
     "null": ("rows.json", "null", ("dataset",)),
     "number": ("rows.json", "3", ("dataset",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 
 import pytest
@@ -150,6 +151,102 @@ def test_preferences(write):
     assert [origin.row for origin, _ in kept.kept] == [1, 2, 3, 5]
 
 
+def test_scores_are_part_of_a_row(write):
+    """One question may have several scored answers, and an answer one score."""
+    rows = [
+        {"instruction": "a question", "output": "one", "score": 0.1},
+        {"instruction": "a question", "output": "one", "score": 0.9},  # the same answer is worth two things
+        {"instruction": "a question", "output": "two", "score": 0.3},
+        {"instruction": "a question", "output": "two", "score": 0.3},
+        {"instruction": "a question", "output": "three", "score": ""},
+        {"instruction": "b question", "output": "one", "score": 0.1},
+        {"instruction": "b  question", "output": "One.", "score": 0.2},  # the same but for what does not matter
+    ]
+    found = clean(spec_of(write("d.json", rows), columns=("score=score",)))
+    assert planted(found) == [*(("conflict", n) for n in (1, 2, 6, 7)), ("duplicate", 4)]
+    assert [(f.origin.row, f.other.row) for f in found.faults if f.kind == "conflict"][:2] == [(1, 2), (2, 1)]
+    kept = clean(spec_of(write("d.json", rows), columns=("score=score",)), conflicts=False)
+    assert [origin.row for origin, _ in kept.kept] == [1, 2, 3, 5, 6, 7]
+
+
+def test_an_answer_that_is_wanted_and_unwanted_is_a_conflict(write):
+    rows = [
+        {"instruction": "a question", "output": "one", "kto_tag": True},
+        {"instruction": "a question", "output": "one", "kto_tag": False},
+        {"instruction": "a question", "output": "two", "kto_tag": False},
+        {"instruction": "b question", "output": "one", "kto_tag": True},
+        {"instruction": "b question", "output": "two", "kto_tag": True},
+        {"instruction": "b question", "output": "two", "kto_tag": True},
+    ]
+    assert planted(clean(spec_of(write("d.json", rows)))) == [("conflict", 1), ("conflict", 2), ("duplicate", 6)]
+
+
+def test_answers_that_are_the_same_are_no_preference(write, capsys):
+    rows = [
+        {"instruction": "a question", "chosen": "one", "rejected": "one"},
+        {"instruction": "a question", "chosen": "one", "rejected": "two"},
+        {"instruction": "b question", "chosen": "one", "rejected": "one "},  # training tells these apart
+    ]
+    path = write("d.json", rows)
+    assert planted(clean(spec_of(path))) == [("equal answers", 1)]
+    assert main(["data", "clean", str(path)]) == 0
+    assert "equal answers: 1" in capsys.readouterr().out
+    assert json.loads(path.with_name("d.removed.jsonl").read_text(encoding="utf-8"))["fault"] == "equal answers"
+
+
+def test_margins_and_rankings(write):
+    pairs = [
+        {"instruction": "a question", "chosen": "one", "rejected": "two", "margin": 1},
+        {"instruction": "a question", "chosen": "one", "rejected": "two", "margin": 2},
+        {"instruction": "b question", "chosen": "one", "rejected": "two", "margin": 1},
+    ]
+    found = clean(spec_of(write("pairs.json", pairs), columns=("margin=margin",)))
+    assert planted(found) == [("conflict", 1), ("conflict", 2)]
+    rankings = [["x", "y", "z"], ["x", "z"], ["x", "w", "z"], ["y", "v", "x"], ["u", "u", "z"], ["x", "", "z"]]
+    rows = [{"instruction": "a question", "ranked": answers} for answers in rankings]
+    found = clean(spec_of(write("d.json", rows)))
+    assert planted(found) == [("conflict", 1), ("conflict", 4), ("empty", 6), ("equal answers", 5)]
+
+
+def test_a_ranking_under_another_name(write):
+    rows = [{"instruction": "a question", "best": ["x", "y"]}, {"instruction": "b question", "best": ["x"]}]
+    found = clean(spec_of(write("d.json", rows), columns=("ranked=best",)))
+    assert planted(found) == [("unreadable", 2)]
+
+
+def test_a_leak_is_one_whatever_its_label(write):
+    row = {"instruction": "which town has the most bridges over the river?", "output": "one", "kto_tag": True}
+    held = {"instruction": "so which town has the most bridges over the river?", "output": "one", "kto_tag": False}
+    found = clean(spec_of(write("d.json", [row])), held_out=spec_of(write("held.json", [held])))
+    assert planted(found) == [("leak", 1)]
+
+
+def test_empty_turns_of_a_dialogue(write):
+    def dialogue(first, answer, second="two?", tag="human"):
+        turns = [("human", first), ("gpt", answer), (tag, second), ("gpt", f"so {first}")]
+        return {"conversations": [{"from": who, "value": text} for who, text in turns]}
+
+    rows = [
+        dialogue("a?", "one"),
+        dialogue("b?", "one", "　"),
+        dialogue("c?", " \n"),
+        dialogue("d?", "one", "", "observation"),  # a tool that found nothing
+    ]
+    assert planted(clean(spec_of(write("d.json", rows)))) == [("empty", 2), ("empty", 3)]
+    history = [{"instruction": "now?", "output": "yes", "history": [["then?", ""]]}]
+    assert planted(clean(spec_of(write("h.json", history), columns=("history=history",)))) == [("empty", 1)]
+    asks = [
+        {
+            "messages": [
+                {"role": "user", "content": "a?"},
+                {"role": "assistant", "content": ""},
+                {"role": "user", "content": "b?"},
+            ]
+        }
+    ]
+    assert planted(clean(spec_of(write("asks.json", asks)))) == [("empty", 1)]
+
+
 def test_questions_without_answers_are_not_empty(write):
     rows = [{"instruction": f"ask about {word}"} for word in ("towns", "rivers", "towns")]
     assert planted(clean(spec_of(write("d.json", rows)))) == [("duplicate", 3)]
@@ -186,6 +283,23 @@ def test_a_folder_whose_first_line_is_broken(write, tmp_path):
 def test_a_file_that_is_not_there(capsys):
     assert main(["data", "clean", "nowhere.jsonl"]) == 2
     assert "data file not found: nowhere.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.txt"])
+@pytest.mark.parametrize("words", [["clean"], ["convert", "--to", "openai", "--output", "x.jsonl"]])
+def test_an_empty_file_is_called_empty(write, capsys, name, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = write(name, b"")
+    assert main(["data", words[0], str(path), *words[1:]]) == 2
+    told = capsys.readouterr().err
+    assert "is empty" in told and "malformed" not in told
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_list_without_rows_is_empty_too(write, capsys):
+    path = write("d.json", [])
+    assert main(["data", "clean", str(path)]) == 2
+    assert "d is empty: it holds no rows" in capsys.readouterr().err
 
 
 def test_csv_with_a_row_too_wide(write):
@@ -267,6 +381,49 @@ def test_near_pairs_are_those_of_all_pairs_compared():
 )
 def test_what_is_sql(text, fine):
     assert (sql_text.fault(text) is None) == fine
+
+
+@pytest.mark.parametrize(
+    ("text", "dialect", "fine"),
+    [
+        ("SHOW TABLES", "mysql", True),
+        ("SHOW TABLES", None, True),
+        ("SHOW TABLES", "sqlite", False),  # it has no such statement
+        ("Show all customers", "mysql", False),
+        ("Show all customers", None, False),
+        ("EXPLAIN SELECT 1", "mysql", True),
+        ("EXPLAIN SELECT 1", None, True),
+        ("EXPLAIN FORMAT=JSON SELECT 1", None, True),
+        ("EXPLAIN QUERY PLAN SELECT 1", "sqlite", True),
+        ("EXPLAIN (ANALYZE, BUFFERS) SELECT 1", "postgres", True),
+        ("EXPLAIN SELECT a FROM", "postgres", False),
+        ("Explain why this is so", None, False),
+        ("DESCRIBE staff", "mysql", True),
+        ("USE shop", "mysql", True),
+        ("Use the table", "mysql", False),
+        ("REPLACE INTO t (a) VALUES (1)", "mysql", True),
+        ("REPLACE it by hand", "mysql", False),
+        ("CALL report(2024)", "mysql", True),
+        ("Call me later", "mysql", False),
+        ("SET @a = 1", "mysql", True),
+        ("TRUNCATE TABLE t", "mysql", True),
+        ("PRAGMA table_info(t)", "sqlite", True),
+        ("SHOW TABLES， now", "mysql", False),
+    ],
+)
+def test_statements_that_are_no_queries(text, dialect, fine):
+    assert (sql_text.fault(text, dialect) is None) == fine
+
+
+def test_sqlglot_does_not_speak_for_us(write, capfd, caplog):
+    """Its warning about a statement that it reads by the first word alone is in no log; the row is in the report."""
+    rows = [{"instruction": "show", "output": "SHOW me it"}, {"instruction": "why", "output": "EXPLAIN SELECT 2"}]
+    path = write("d.json", [*rows, {"instruction": "how many", "output": "SELECT 1"}])
+    assert main(["data", "clean", str(path), "--sql", "--dialect", "mysql"]) == 0
+    told = capfd.readouterr()
+    assert "3 rows read, 1 removed, 2 kept" in told.out
+    assert "unsupported syntax" not in told.out + told.err + caplog.text
+    assert not logging.getLogger("sqlglot").disabled
 
 
 def test_equal_statements_and_skeletons():

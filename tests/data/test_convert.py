@@ -12,6 +12,7 @@ from trimtab.data.convert import convert
 from trimtab.data.files import read_rows
 from trimtab.data.formats import FORMATS
 from trimtab.data.formats.layout import Layout
+from trimtab.data.info import find
 from trimtab.data.write import write_rows
 
 ALPACA = [
@@ -50,6 +51,12 @@ def meaning(rows, entry):
     return [(e.prompt, e.response, e.chosen, e.rejected, e.label, e.tools) for e in examples]
 
 
+def judged(rows, spec):
+    """What a reward model learns from in rows read with the columns of a data set."""
+    examples = [FORMATS.load(spec.formatting)(row, spec.layout, None) for row in rows]
+    return [(e.prompt, e.response, e.chosen, e.rejected, e.ranked, e.margin, e.score) for e in examples]
+
+
 NAMED = ("system=system", "history=history", "tools=tools")
 
 
@@ -68,6 +75,75 @@ def test_there_and_back_means_the_same(spec, rows, target):
     assert meaning(there.rows, there.entry) == want
     assert meaning(back.rows, back.entry) == want
     assert there.entry.get("ranking", False) == (rows is RANKED)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("target", ["sharegpt", "openai", "alpaca"])
+def test_preferences_mean_the_same_in_every_kind_of_file(spec, tmp_path, target, suffix):
+    """Answers are message objects, which a table holds as JSON text; an answer that is JSON itself stays what it is."""
+    answers = ["好", '{"role": "x"}', "[1]", '{"name": "f", "content": 1}', 'two\n"lines"\t', "[" * 100_000]
+    rows = [{"instruction": "q", "chosen": answer, "rejected": "bad"} for answer in answers]
+    there = convert(spec(rows), target)
+    path = tmp_path / f"there{suffix}"
+    write_rows(path, there.rows)
+    read = [row for _, row in read_rows(path)]
+    assert meaning(read, there.entry) == meaning(there.rows, there.entry)
+    assert [chosen.content for _, _, chosen, _, _, _ in meaning(read, there.entry)] == answers
+
+
+def test_a_call_as_the_better_answer_survives_a_table(spec, tmp_path):
+    call = {"from": "function_call", "value": '[{"name": "weather", "arguments": {}}]'}
+    row = {"conversations": CALLING[0]["conversations"][:1], "chosen": call, "rejected": {"from": "gpt", "value": "no"}}
+    there = convert(spec([row]), "openai")
+    write_rows(tmp_path / "there.csv", there.rows)
+    ((_, _, chosen, rejected, _, _),) = meaning([r for _, r in read_rows(tmp_path / "there.csv")], there.entry)
+    assert (chosen.role, json.loads(chosen.content)) == ("function", json.loads(call["value"]))
+    assert (rejected.role, rejected.content) == ("assistant", "no")
+
+
+RANKINGS = [{"instruction": "q", "best": ["x", "y", "z"]}, {"instruction": "r", "best": ["好", "b"]}]
+MARGINS = [
+    {"instruction": "q", "chosen": "a", "rejected": "b", "lead": 0.5},
+    {"instruction": "r", "chosen": "a", "rejected": "b", "lead": None},
+]
+SCORES = [{"instruction": "q", "output": "a", "worth": -1.5}, {"instruction": "q", "output": "b", "worth": 0.0}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "entry"),
+    [
+        (RANKINGS, {"columns": ("ranked=best",), "ranking": True}, {"ranked": "ranked"}),
+        (MARGINS, {"columns": ("margin=lead",)}, {"margin": "margin", "chosen": "chosen"}),
+        (SCORES, {"columns": ("score=worth",)}, {"score": "score"}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("target", ["sharegpt", "openai", "alpaca"])
+def test_rankings_margins_and_scores_survive(spec, tmp_path, rows, options, entry, target, suffix):
+    first = spec(rows, **options)
+    there = convert(first, target)
+    assert entry.items() <= there.entry["columns"].items()
+    write_rows(tmp_path / f"there{suffix}", there.rows)
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"x": {"file_name": f"there{suffix}", **there.entry}}))
+    (second,) = find(["x"], str(tmp_path))
+    assert judged([row for _, row in read_rows(second.path)], second) == judged(rows, first)
+
+
+def test_a_ranking_with_a_call_has_no_place_in_alpaca(spec):
+    answers = [{"from": "gpt", "value": "a"}, {"from": "function_call", "value": "{}"}, {"from": "gpt", "value": "c"}]
+    row = {"conversations": [{"from": "human", "value": "q"}], "ranked": answers}
+    lost = convert(spec([row], columns=("ranked=ranked",), ranking=True), "alpaca")
+    assert [dropped.reason for dropped in lost.dropped] == ["a function turn"]
+
+
+def test_a_column_carried_along_is_not_read_as_one_of_ours(spec):
+    """`score` and `system` mean nothing to the source, so the entry does not name them; nor do they mix with what it writes."""
+    row = {"instruction": "q", "output": "a", "score": "high", "system": "s"}
+    assert convert(spec([row]), "openai").entry["columns"] == {"messages": "messages"}
+    assert convert(spec([row]), "openai").rows[0]["score"] == "high"
+    mixed = [{**row, "setting": "one"}, {**row, "setting": ""}]
+    there = convert(spec(mixed, columns=("system=setting",)), "alpaca")
+    assert [prompt[0].content for prompt, *_ in meaning(there.rows, there.entry)] == ["one", "q"]
 
 
 def test_unknown_columns_are_carried_along(spec):

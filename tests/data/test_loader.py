@@ -86,6 +86,20 @@ def test_a_file_without_an_entry_is_read_with_a_note(write, tmp_path, load):
     assert find(["doc"], str(tmp_path))[0].formatting == "text"
 
 
+def test_a_ranking_without_an_entry_is_guessed(write, tmp_path, load):
+    """By its column, as chosen and rejected are; a flag of that name, or a pair beside it, is not one."""
+    write("rows.json", [{"instruction": "q", "ranked": ["x", "y", "z"]}])
+    data = load(stage="rm", rm_loss="listwise")
+    assert [len(row.answers) for row in data.train] == [3]
+    assert any("read as alpaca, ranking" in note for note in data.report.notes)
+    write("table.csv", 'instruction,ranked\nq,"[""x"", ""y""]"\n')
+    assert find(["table"], str(tmp_path))[0].layout.columns == {"ranked": "ranked"}
+    write("flag.json", [{"instruction": "q", "output": "a", "ranked": True}])
+    assert not find(["flag"], str(tmp_path))[0].layout.ranking
+    write("both.json", [{**preferences(1)[0], "ranked": ["x", "y"]}])
+    assert find(["both"], str(tmp_path))[0].layout.columns == {}
+
+
 @pytest.mark.parametrize(
     ("entry", "what"),
     [
@@ -260,6 +274,27 @@ def test_nothing_left_says_the_arithmetic(write, load):
     write("none.json", [])
     with pytest.raises(DataError, match="0 read - 0 dropped = 0"):
         load(dataset=("none",))
+
+
+@pytest.mark.parametrize("stage", ["sft", "pt", "dpo", "kto"])
+def test_no_room_points_at_cutoff_len(write, load, stage):
+    labelled = [{**row, "kto_tag": True} for row in rows(2)]
+    write("rows.json", preferences(2) if stage == "dpo" else labelled)
+    with pytest.raises(DataError, match="2 read - 2 dropped = 0") as caught:
+        load(stage=stage, cutoff_len=1)
+    assert "raise cutoff_len, which is 1" in caught.value.remedy
+    assert "formatting" not in caught.value.remedy
+    write("bad.json", [{"x": 1}])  # and where anything else is wrong, it does not
+    with pytest.raises(DataError) as caught:
+        load(stage=stage if stage != "dpo" else "sft", dataset=("rows", "bad"), cutoff_len=1)
+    assert "columns" in caught.value.remedy
+
+
+def test_a_text_of_one_token_is_counted(write, config, make, special, tmp_path):
+    plain = make(special["chatml"], None, None)  # no end-of-text token that would be the second
+    write("rows.jsonl", '{"text": "a"}\n{"text": "a longer text"}\n')
+    report = load_data(config(stage="pt", dataset_dir=str(tmp_path)), plain, templates.get("chatml", plain)).report
+    assert (report.train, [dropped.reason for dropped in report.dropped]) == (1, ["a text of one token"])
 
 
 # ------------------------------------------------------------------------------------------- sizes, splits and mixtures

@@ -90,6 +90,13 @@ def test_pretraining_packs_texts_into_full_pieces(load):
     assert len(loose) - len(packed) in (0, 1)  # a piece of one token predicts nothing
 
 
+def test_documents_are_counted_not_the_pieces_of_them(load):
+    found = load(stage="pt", packing=True, cutoff_len=10)
+    assert len(load(stage="pt", cutoff_len=10).train) > len(ROWS)
+    words = f"packing: {len(ROWS)} texts as one, in {len(found.train)} pieces of at most 10 tokens"
+    assert words in found.report.notes
+
+
 def test_workers_give_the_same_rows(load, monkeypatch):
     monkeypatch.setattr(loader, "LONG", 10)
     alone = load()

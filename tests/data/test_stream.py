@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from trimtab.config import load as load_config
 from trimtab.data import files, stream, templates
+from trimtab.data.inspect import show
 from trimtab.data.loader import load_data
 from trimtab.errors import ConfigError, DataError
 
@@ -64,6 +67,15 @@ def test_rows_that_cannot_be_used_are_said_a_few_times(load):
     assert "rows.jsonl:6" in data.stream.complaints[0] and "no answer" in data.stream.complaints[0]
     assert set(data.stream.dropped) == {"no answer to learn from"}
     assert data.stream.dropped.total() in (4, 5)  # of five passes the last may stop before it
+
+
+def test_a_run_does_not_begin_with_counts_of_nothing(load):
+    first = load().report.lines()[0]
+    assert first == "data: rows to train on are read as they come"
+    assert load(val_size=8).report.lines()[0] == f"{first}, 7 held out (1 dropped)"
+    out = io.StringIO()
+    show(load(), None, rows=0, console=Console(file=out, width=200))
+    assert "as they come, 0 held out" in out.getvalue() and "0 read" not in out.getvalue()
 
 
 @pytest.mark.parametrize("stage", ["sft", "pt"])

@@ -1,10 +1,12 @@
 """`trimtab data clean`: a cleaned copy of a data set, and a report of every fault with its row numbers.
 
     unreadable       a broken line, or a row that its format cannot read (no prompt, speakers out of order ...)
-    empty            no question, or no answer
-    duplicate        the question and answers of an earlier row, full-width forms and blanks aside
+    empty            no question, or no answer; of a dialogue the last question, or any answer
+    equal answers    a preference or ranking that gives one answer twice: training drops it
+    duplicate        the question, answers, label, score and margin of an earlier row, full-width forms and blanks aside
     near-duplicate   a question much like an earlier one (Jaccard of shingles), the same numbers, and the same answer
-    conflict         one question with different answers: no row of it can be trusted (preferences: the same pair both ways round)
+    conflict         one question with different answers: no row of it can be trusted (preferences: the same pair both ways round,
+                     or with two margins; rankings: two answers both ways round; with labels or scores: one answer with two of them)
     over-long        more tokens than cutoff_len, with a tokenizer to count them
     unparsable SQL   an answer that is to be SQL and is not
     leak             a question that is also in the held-out set (or nearly, with the same answer)
@@ -22,11 +24,22 @@ from typing import Any
 
 from trimtab.data import source, sql_text
 from trimtab.data.dropped import Dropped
+from trimtab.data.formats.dialogue import ANSWERING
 from trimtab.data.info import DatasetSpec
 from trimtab.data.similar import bare, figures, near_pairs, normal
 from trimtab.types import Example, Message, Origin
 
-FAULTS = ("unreadable", "empty", "duplicate", "near-duplicate", "conflict", "over-long", "unparsable SQL", "leak")
+FAULTS = (
+    "unreadable",
+    "empty",
+    "equal answers",
+    "duplicate",
+    "near-duplicate",
+    "conflict",
+    "over-long",
+    "unparsable SQL",
+    "leak",
+)
 THRESHOLD = 0.8
 SQL_SHARE = 0.5
 
@@ -123,6 +136,10 @@ def clean(
         if (what := _empty(example, asks_only)) is not None:
             faults.append(Fault(kind="empty", origin=example.origin, detail=what))
     examples = [example for example in examples if _empty(example, asks_only) is None]
+    for example in examples:
+        if (twice := _equal_answers(example)) is not None:
+            faults.append(Fault(kind="equal answers", origin=example.origin, detail=twice[:80]))
+    examples = [example for example in examples if _equal_answers(example) is None]
 
     is_sql = _mostly_sql(examples) if sql is None else sql
     first: dict[Any, Example] = {}
@@ -168,7 +185,9 @@ def question(example: Example) -> str:
 
 
 def answers(example: Example) -> tuple[Message, ...]:
-    """The answers of a row: one, or the chosen and the rejected."""
+    """The answers of a row: one, or the chosen and the rejected, or all of a ranking."""
+    if example.ranked:
+        return example.ranked
     return tuple(answer for answer in (example.response, example.chosen, example.rejected) if answer is not None)
 
 
@@ -184,12 +203,26 @@ def _blank(value: Any) -> bool:
 def _empty(example: Example, asks_only: bool) -> str | None:
     if example.text is not None:
         return None
-    if not question(example).strip():
+    *earlier, last = example.prompt
+    if last.role == "user" and not last.content.strip():  # an observation may be empty: a tool found nothing
         return "no question"
+    if any(not turn.content.strip() for turn in earlier if turn.role in ANSWERING):
+        return "an earlier answer is empty"
     listed = answers(example)
     if asks_only or (listed and all(answer.content.strip() for answer in listed)):
         return None
     return "no answer"
+
+
+def _equal_answers(example: Example) -> str | None:
+    """An answer that stands twice among those to choose from, compared as training compares them."""
+    listed = [answer.content for answer in answers(example)]
+    return next((answer for place, answer in enumerate(listed) if answer in listed[:place]), None)
+
+
+def _verdict(example: Example) -> tuple[bool | None, float | None, float]:
+    """What a row says its answers are worth: label, score, and margin of a pair."""
+    return example.label, example.score, example.margin
 
 
 def _key(example: Example) -> Any:
@@ -198,7 +231,7 @@ def _key(example: Example) -> Any:
         roles,
         normal(example.text or ""),
         tuple(normal(a.content) for a in answers(example)),
-        example.label,
+        _verdict(example),
         example.tools,
     )
 
@@ -208,7 +241,7 @@ def _mostly_sql(examples: Sequence[Example]) -> bool:
     return bool(listed) and sum(map(sql_text.looks_like_sql, listed)) > SQL_SHARE * len(listed)
 
 
-Meaning = Callable[[Example], Any]
+Meaning = Callable[[Example], tuple[str, ...]]
 
 
 def _meaning(is_sql: bool, dialect: str | None) -> Meaning:
@@ -219,14 +252,14 @@ def _meaning(is_sql: bool, dialect: str | None) -> Meaning:
             return sql_text.canonical(text, dialect) or normal(text)
         return bare(text) or normal(text)
 
-    return lambda example: (tuple(of(answer.content) for answer in answers(example)), example.label)
+    return lambda example: tuple(of(answer.content) for answer in answers(example))
 
 
 def _near(examples: Sequence[Example], threshold: float, meaning: Meaning) -> list[Fault]:
     """Looked for among rows of one answer only: a schema in every prompt makes all prompts alike."""
     alike: dict[Any, list[Example]] = defaultdict(list)
     for example in examples:
-        alike[meaning(example)].append(example)
+        alike[meaning(example), _verdict(example)].append(example)
     faults: dict[Origin, Fault] = {}
     for group in alike.values():
         for i, j, similarity in near_pairs([question(example) for example in group], threshold):
@@ -245,7 +278,7 @@ def _same_request(a: Example, b: Example) -> bool:
 def _conflicts(examples: Sequence[Example], meaning: Meaning) -> list[Fault]:
     asked: dict[Any, list[Example]] = defaultdict(list)
     for example in examples:
-        if example.text is None and example.label is None:
+        if example.text is None:
             asked[tuple((m.role, normal(m.content)) for m in example.prompt), example.tools].append(example)
     faults = []
     for group in asked.values():
@@ -266,11 +299,25 @@ def _conflicts(examples: Sequence[Example], meaning: Meaning) -> list[Fault]:
 def _contradict(a: Example, b: Example, meaning: Meaning) -> bool:
     if a is b:
         return False
-    if a.chosen is None or a.rejected is None or b.chosen is None or b.rejected is None:
-        return bool(meaning(a) != meaning(b))
-    return normal(a.chosen.content) == normal(b.rejected.content) and normal(a.rejected.content) == normal(
-        b.chosen.content
-    )
+    if a.chosen is not None and b.chosen is not None:
+        both = ([normal(answer.content) for answer in answers(one)] for one in (a, b))
+        return _order_differs(*both) or (meaning(a) == meaning(b) and a.margin != b.margin)
+    if _judged(a) and _judged(
+        b
+    ):  # a question may have many answers with labels or scores, but one answer only one of each
+        return meaning(a) == meaning(b) and _verdict(a) != _verdict(b)
+    return not _judged(a) and not _judged(b) and meaning(a) != meaning(b)
+
+
+def _judged(example: Example) -> bool:
+    return example.label is not None or example.score is not None
+
+
+def _order_differs(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Do two rankings (or pairs) have two answers in common, and say of them that the other is better?"""
+    place = {answer: i for i, answer in enumerate(b)}
+    shared = [place[answer] for answer in a if answer in place]
+    return shared != sorted(shared)
 
 
 def _long(examples: Iterable[Example], tokens: Callable[[Example], int], cutoff_len: int) -> list[Fault]:

@@ -12,6 +12,7 @@ from trimtab.data.clean import FAULTS, Cleaned, answers
 from trimtab.data.clean import clean as cleaned
 from trimtab.data.convert import TARGETS
 from trimtab.data.convert import convert as converted
+from trimtab.data.info import DatasetSpec
 from trimtab.data.split import split as parted
 from trimtab.data.tokenizer import load_tokenizer
 from trimtab.data.write import WRITERS, check_target, write_rows, write_text
@@ -42,7 +43,7 @@ def clean(
     """Write NAME.clean, NAME.removed.jsonl and NAME.report.json; print the counts.
 
     Raises:
-        DataError: nothing to read, or a file in the way.
+        DataError: nothing to read, no rows, or a file in the way.
     """
     given: dict[str, Any] = {
         "dataset_dir": dataset_dir,
@@ -80,6 +81,8 @@ def clean(
         tokens=tokens,
         cutoff_len=cutoff_len,
     )
+    if not found.kept and not found.removed:
+        raise _no_rows(spec)
     write_rows(target, [value for _, value in found.kept])
     lines = []
     for origin, value in found.removed:
@@ -132,10 +135,11 @@ def convert(
     spec = source.find(name, dataset_dir=dataset_dir, formatting=formatting, ranking=ranking, columns=columns)
     check_target(output, *source.files(spec))
     found = converted(spec, to)
+    if not found.rows and not found.dropped:
+        raise _no_rows(spec)
     if not found.rows:
-        first = f": {found.dropped[0]}" if found.dropped else ""
         raise DataError(
-            f"no row of {name} can be written as {to}{first}",
+            f"no row of {name} can be written as {to}: {found.dropped[0]}",
             where=str(spec.path),
             remedy="`trimtab data FILE` shows what each row becomes; columns that have other names are told with --column MEANING=NAME",
         )
@@ -208,6 +212,14 @@ def _counter(model: str, template: str | None) -> Callable[[Example], int]:
         return sum(len(piece.token_ids) for piece in pieces) + longest
 
     return count
+
+
+def _no_rows(spec: DatasetSpec) -> DataError:
+    return DataError(
+        f"{spec.name} is empty: it holds no rows",
+        where=str(spec.path),
+        remedy="name another file, or write this one again",
+    )
 
 
 def _check_dialect(dialect: str) -> None:

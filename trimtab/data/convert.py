@@ -1,9 +1,9 @@
-"""`trimtab data convert`: the rows of one format as rows of another, preferences and unknown columns included."""
+"""`trimtab data convert`: the rows of one format as rows of another, with preferences, rankings, scores and unknown columns."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ DEFAULTS = {  # the columns that each format reads when an entry names none
     "text": {"text": "text"},
 }  # fmt: skip
 
+NAMED = ("system", "history", "tools", "ranked", "margin", "score")
+"""Columns that no format reads unless the entry names them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
@@ -37,7 +40,7 @@ class Converted:
 
 def convert(spec: DatasetSpec, target: str) -> Converted:
     """Every row in the format `target`; columns that mean nothing to the source's format are carried along."""
-    rows: list[dict[str, Any]] = []
+    found: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
     dropped: list[Dropped] = []
     for origin, value in source.rows(spec):
         example = source.example(value, origin, spec)
@@ -45,12 +48,15 @@ def convert(spec: DatasetSpec, target: str) -> Converted:
         if isinstance(written, Dropped):
             dropped.append(written)
             continue
-        rows.append(written | {k: v for k, v in value.items() if k not in _read(spec) and k not in written})
-    named = {name for row in rows for name in row}
-    columns = dict(DEFAULTS[target])
-    columns |= {name: name for name in ("system", "history", "tools") if name in named}
+        found.append((written, value))
+    # What the rows mean is told by the columns written here alone: a column that is carried along under one of their
+    # names would be read as theirs, so it stays behind.
+    named = {name for written, _ in found for name in written}
+    left_out = _read(spec) | named
+    rows = [written | {k: v for k, v in value.items() if k not in left_out} for written, value in found]
+    columns = DEFAULTS[target] | {name: name for name in NAMED}
     entry: dict[str, Any] = {"formatting": target}
-    if {"chosen", "rejected"} <= named:
+    if {"chosen", "rejected"} <= named or "ranked" in named:
         entry["ranking"] = True
     entry["columns"] = {meaning: name for meaning, name in columns.items() if name in named}
     return Converted(rows=tuple(rows), dropped=tuple(dropped), entry=entry)
@@ -86,10 +92,7 @@ def _written(example: Example, target: str) -> dict[str, Any] | Dropped:
     if target == "sharegpt" and listed and listed[0].role == "system":
         row["system"] = listed.pop(0).content
     row = {DEFAULTS[target]["messages"]: [message(one) for one in listed], **row}
-    for name, answer in (("chosen", example.chosen), ("rejected", example.rejected)):
-        if answer is not None:
-            row[name] = message(answer)
-    return row | _extras(example)
+    return row | _preference(example, message) | _extras(example)
 
 
 def _calls(one: Message) -> dict[str, Any]:
@@ -106,7 +109,11 @@ def _alpaca(example: Example) -> dict[str, Any] | Dropped:
     listed = list(example.prompt)
     row: dict[str, Any] = {}
     system = listed.pop(0).content if listed and listed[0].role == "system" else None
-    every = [*listed, *(a for a in (example.response, example.chosen, example.rejected) if a is not None)]
+    every = [
+        *listed,
+        *(a for a in (example.response, example.chosen, example.rejected) if a is not None),
+        *example.ranked,
+    ]
     odd = next((one.role for one in every if one.role not in ("user", "assistant")), None)
     if odd is not None or not listed:
         return Dropped(
@@ -116,8 +123,7 @@ def _alpaca(example: Example) -> dict[str, Any] | Dropped:
     row = {"instruction": last.content, "input": ""}
     if example.response is not None:
         row["output"] = example.response.content
-    if example.chosen is not None and example.rejected is not None:
-        row |= {"chosen": example.chosen.content, "rejected": example.rejected.content}
+    row |= _preference(example, lambda answer: answer.content)
     if system is not None:
         row["system"] = system
     if earlier:
@@ -126,10 +132,22 @@ def _alpaca(example: Example) -> dict[str, Any] | Dropped:
     return row | _extras(example)
 
 
+def _preference(example: Example, answer: Callable[[Message], Any]) -> dict[str, Any]:
+    """The answers of a ranking or of a pair, each written by `answer`; a pair's margin where it has one."""
+    if example.ranked:  # its first and last are chosen and rejected
+        return {"ranked": [answer(one) for one in example.ranked]}
+    if example.chosen is None or example.rejected is None:
+        return {}
+    row = {"chosen": answer(example.chosen), "rejected": answer(example.rejected)}
+    return row | ({"margin": example.margin} if example.margin else {})
+
+
 def _extras(example: Example) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if example.tools is not None:
         found["tools"] = example.tools
     if example.label is not None:
         found["kto_tag"] = example.label
+    if example.score is not None:
+        found["score"] = example.score
     return found

@@ -21,6 +21,11 @@ from trimtab.types import Example, Message, Pair, Prompt, Ranking, Role, TokenRo
 
 Ids = tuple[int, ...]
 
+NOTHING_LEFT = "nothing to learn is left within cutoff_len"
+ANSWER_TOO_LONG = "an answer does not fit within cutoff_len"
+NO_ROOM = {NOTHING_LEFT, ANSWER_TOO_LONG}
+"""Reasons that a greater cutoff_len would mend."""
+
 
 def split_budget(source: int, target: int, budget: int) -> tuple[int, int]:
     """How many tokens of a source and of its target may stay within `budget` together.
@@ -162,7 +167,7 @@ def fit_sft(
         ids += target_ids
     scored = [index for index in scored if index > 0]  # nothing stands before the first token to predict it
     if not scored:
-        return Dropped(origin=example.origin, reason="nothing to learn is left within cutoff_len")
+        return Dropped(origin=example.origin, reason=NOTHING_LEFT)
     whole = sum(len(chunk.token_ids) for source, _ in turns for chunk in source) + sum(len(t) for _, t in turns)
     return TokenRow(token_ids=tuple(ids), scored=tuple(scored)), whole - len(ids)
 
@@ -268,7 +273,7 @@ def _fit_answers(
     if target_room < longest:
         return Dropped(
             origin=example.origin,
-            reason="an answer does not fit within cutoff_len",
+            reason=ANSWER_TOO_LONG,
             detail=f"prompt {whole}, longer answer {longest}, cutoff_len {cutoff_len} tokens",
         )
     prompt = keep_tail(source, source_room)
@@ -311,7 +316,7 @@ def _fit_single(
     if target_room < len(answer):
         return Dropped(
             origin=example.origin,
-            reason="an answer does not fit within cutoff_len",
+            reason=ANSWER_TOO_LONG,
             detail=f"prompt {whole}, answer {len(answer)}, cutoff_len {cutoff_len} tokens",
         )
     prompt = keep_tail(source, source_room)

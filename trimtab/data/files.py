@@ -91,6 +91,13 @@ def read_lines(path: Path) -> Iterator[str]:
 
 def _json(path: Path) -> Rows:
     text = read_text(path)
+    if not text.strip():
+        raise DataError(
+            f"{path.name} is empty",
+            where=str(path),
+            why=f"it has {path.stat().st_size} bytes, and not one value among them",
+            remedy="write the file again, or name another; a set without rows is []",
+        )
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trimtab.data.files import READERS, Rows, read_rows, read_text
 from trimtab.data.formats import FORMATS
-from trimtab.data.formats.layout import COLUMNS, TAGS, Layout
+from trimtab.data.formats.layout import COLUMNS, TAGS, Layout, UnusableCell, as_json
 from trimtab.errors import DataError
 from trimtab.registry import nearest
 from trimtab.types import Origin
@@ -129,6 +129,8 @@ def guess(row: Any) -> tuple[str, Layout]:
     """Format and layout that the columns of a row speak for."""
     columns = set(row) if isinstance(row, Mapping) else set()
     layout = Layout(ranking={"chosen", "rejected"} <= columns)
+    if not layout.ranking and isinstance(row, Mapping) and _is_list(row.get("ranked")):
+        layout = Layout(ranking=True, columns={"ranked": "ranked"})
     if "messages" in columns:
         return "openai", layout
     if "conversations" in columns:
@@ -136,6 +138,14 @@ def guess(row: Any) -> tuple[str, Layout]:
     if "text" in columns and "instruction" not in columns:
         return "text", layout
     return "alpaca", layout
+
+
+def _is_list(cell: Any) -> bool:
+    """A list of answers, or its JSON in a table; a yes or no under the same name is not one."""
+    try:
+        return isinstance(as_json(cell, "ranked"), list)
+    except UnusableCell:
+        return False
 
 
 def _entry(name: str, entries: Mapping[str, Any], folder: Path, source: str) -> DatasetSpec:

@@ -124,8 +124,11 @@ def show(data: StageData[Any], tokenizer: Tokenizer, *, rows: int, console: Cons
     console.print(sets)
     for note in data.report.notes:
         console.print(Text(note))
+    counts = f"{figures.read} read, {figures.dropped} dropped, {figures.train} to train on"
+    if data.report.streaming:
+        counts = "rows to train on are read as they come"
     console.print(
-        f"{figures.read} read, {figures.dropped} dropped, {figures.train} to train on, {figures.eval} held out; "
+        f"{counts}, {figures.eval} held out; "
         f"{figures.tokens} tokens, {figures.scored_share:.0%} of them trained or scored"
     )
 

@@ -103,7 +103,7 @@ def _stream(config: Config, tokenizer: Tokenizer, template: Template) -> StageDa
         if spec.path is not None and spec.path.suffix.lower() in (".json", ".csv", ".tsv")
     ]
     tally.notes.append(
-        f"streaming: rows of {', '.join(spec.name for spec in specs)} are read as they are needed, from the start again at the end"
+        f"streaming: {', '.join(spec.name for spec in specs)}: from the start again when the files end, in another order"
     )
     if whole:
         tally.notes.append(f"{', '.join(whole)}: json and csv files are read as a whole; jsonl and parquet are not")
@@ -114,7 +114,7 @@ def _stream(config: Config, tokenizer: Tokenizer, template: Template) -> StageDa
         train_examples=[],
         eval_examples=held_examples,
         eval_prompts=_prompts(held, held_examples, config, tokenizer, template),
-        report=_report(tally, [], held, [], held_examples),
+        report=replace(_report(tally, [], held, [], held_examples), streaming=True),
         stream=rows,
     )
 
@@ -341,7 +341,11 @@ def encode_row(
 ) -> list[tuple[TokenRow | Pair | Ranking | Prompt, int]] | Dropped:
     """The row of one example (several of a long text) and how many tokens each lost; or why there is none."""
     if config.stage == "pt":
-        return [(part, 0) for part in encode.encode_text(example, tokenizer, cutoff_len=config.cutoff_len)]
+        parts = encode.encode_text(example, tokenizer, cutoff_len=config.cutoff_len)
+        if not parts:  # pieces of one token predict nothing
+            reason = encode.NOTHING_LEFT if config.cutoff_len < 2 else "a text of one token"
+            return Dropped(origin=example.origin, reason=reason)
+        return [(part, 0) for part in parts]
     fitted: tuple[TokenRow | Pair | Ranking, int] | Dropped
     if config.stage == "sft":
         fitted = encode.fit_sft(
@@ -390,7 +394,8 @@ def _pack(
         return rows, examples, groups
     if config.stage == "pt":
         pieces, owners = packing.recut(rows, room)
-        tally.notes.append(f"packing: {len(rows)} texts as one, in {len(pieces)} pieces of {room} tokens")
+        documents = len({id(example) for example in examples})  # a long one has several rows already
+        tally.notes.append(f"packing: {documents} texts as one, in {len(pieces)} pieces of at most {room} tokens")
         return pieces, [examples[owner] for owner in owners], None
     groups = packing.packs([len(row.token_ids) for row in rows], room)
     tally.notes.append(
@@ -492,9 +497,12 @@ def _nothing_left(key: str, config: Config, tally: _Tally) -> DataError:
         f"{count} {reason} (first: {next(row for row in tally.dropped if row.reason == reason)})"
         for reason, count in counted.most_common()
     )
+    remedy = "`trimtab data FILE` shows the rows; often `columns` or `formatting` in dataset_info.json is not theirs"
+    if counted and set(counted) <= encode.NO_ROOM:
+        remedy = f"raise cutoff_len, which is {config.cutoff_len}: no row has room within it for anything to learn"
     return DataError(
         f"no rows left: {read} read - {len(tally.dropped)} dropped = {read - len(tally.dropped)}",
         where=_where(config, key),
         why=reasons or "the files are empty",
-        remedy="`trimtab data FILE` shows the rows; often `columns` or `formatting` in dataset_info.json is not theirs",
+        remedy=remedy,
     )

@@ -56,7 +56,7 @@ def find(
             )
         named[meaning] = column
     layout = replace(spec.layout, columns=named, ranking=spec.layout.ranking if ranking is None else ranking)
-    if ranking is None and {"chosen", "rejected"} <= set(named):
+    if ranking is None and ({"chosen", "rejected"} <= set(named) or "ranked" in named):
         layout = replace(layout, ranking=True)
     return replace(spec, formatting=formatting or spec.formatting, layout=layout)
 

@@ -39,6 +39,7 @@ class Report:
         duplicates: rows whose tokens are those of an earlier row.
         overlap: held-out rows whose prompt is also trained on.
         notes: what the user should know.
+        streaming: rows to train on are read later, so only held-out ones are counted here.
     """
 
     sets: tuple[SetReport, ...]
@@ -53,6 +54,7 @@ class Report:
     duplicates: int
     overlap: int
     notes: tuple[str, ...] = ()
+    streaming: bool = False
 
     def reasons(self) -> dict[str, list[Dropped]]:
         """Dropped rows by reason, the most frequent first."""
@@ -63,7 +65,11 @@ class Report:
         """The report as a few lines for the start of a run."""
         read = sum(s.read for s in self.sets)
         held = f", {self.eval} held out" if self.eval else ""
-        lines = [f"data: {read} rows read, {len(self.dropped)} dropped, {self.train} to train on{held}"]
+        if self.streaming:
+            lost = f" ({len(self.dropped)} dropped)" if self.dropped else ""
+            lines = [f"data: rows to train on are read as they come{held}{lost}"]
+        else:
+            lines = [f"data: {read} rows read, {len(self.dropped)} dropped, {self.train} to train on{held}"]
         for reason, rows in self.reasons().items():
             shown = "; ".join(str(row.origin) + (f" ({row.detail})" if row.detail else "") for row in rows[:3])
             lines.append(f"  dropped {len(rows)}: {reason}: {shown}" + (" ..." if len(rows) > 3 else ""))

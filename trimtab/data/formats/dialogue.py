@@ -6,6 +6,7 @@ call. A list that ends with an answer is (prompt, response); one that ends with 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -157,12 +158,33 @@ def _merge(messages: list[Message]) -> list[Message]:
     return merged
 
 
+def _message_text(text: str, tags: Mapping[str, str]) -> Any:
+    """The message (or list of one) that a text is the JSON of; None for any other text."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    one = value[0] if isinstance(value, list) and len(value) == 1 else value
+    # An answer may be JSON of its own: only a known speaker and what it says make a message.
+    if not isinstance(one, dict) or str(one.get(tags["role_tag"])) not in roles(tags):
+        return None
+    return value if tags["content_tag"] in one or "tool_calls" in one else None
+
+
 def _answer(value: Any, column: str, tags: Mapping[str, str], read_message: ReadMessage) -> Message:
-    """The chosen or rejected answer: a message object; a plain string and a list of one message are taken too."""
+    """The chosen or rejected answer: a message object; a plain string and a list of one message are taken too.
+
+    A string that is the JSON of a message is that message, as in a csv cell; any other JSON is an answer in itself.
+    """
     if value is None:
         raise UnusableCell(f"no {column} answer")
     if isinstance(value, str):
-        return Message(role="assistant", content=value)
+        decoded = _message_text(value, tags)
+        if decoded is None:
+            return Message(role="assistant", content=value)
+        value = decoded
     if isinstance(value, Sequence) and len(value) == 1:
         value = value[0]
     message = _message(value, tags, read_message)
