@@ -130,7 +130,9 @@ def evaluate(
     task: Annotated[
         list[str] | None, typer.Option("--task", help="predictions: a metric, several times; else all of text")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="predictions: write the figures here as JSON")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="predictions: write the figures into this new .json file")
+    ] = None,
 ) -> None:
     """Measure a model on held-out rows, or a file of predictions.
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.bad_input.conftest import ROWS, Place
 from tests.bad_input.test_models import adapter  # noqa: F401  (a fixture)
+from trimtab.cli import main
 
 pytestmark = pytest.mark.e2e
 
@@ -19,6 +20,25 @@ def test_eval_of_predictions_and_of_a_config(place: Place) -> None:
     place.refused("eval", file, "seed=1", told="takes no keys: seed=1")
     place.refused("eval", place.file(), "--task", "bleu", told="are for files of predictions")
     place.refused("eval", place.file(stage="dpo", do_train=None, output_dir=None), told="does not measure stage dpo")
+
+
+def test_figures_of_predictions_overwrite_nothing(place: Place) -> None:
+    file = str(place.write("predictions.jsonl", '{"predict": "a", "label": "a"}\n'))
+    (place.root / "folder.json").mkdir()
+    told = place.refused("eval", file, "--output", f"{place.root}/./predictions.jsonl", told="exists already")
+    assert "it is a source of this command" in told
+    told = place.refused("eval", file, "--output", str(place.root / "folder.json"), told="exists already")
+    assert "it is a folder" in told
+    told = place.refused("eval", file, "--output", str(place.write("notes.json", "{}")), told="exists already")
+    assert "nothing is overwritten" in told
+    place.refused("eval", file, "--output", str(place.root / "figures.csv"), told="unknown kind of file '.csv'")
+    told = place.refused(
+        "eval", file, "--output", str(place.root / "notes.json" / "x.json"), told="could not be written"
+    )
+    assert ".tmp" not in told
+    new = place.root / "new" / "figures.json"
+    assert main(["eval", file, "--task", "exact_match", "--output", str(new)]) == 0
+    assert json.loads(new.read_text(encoding="utf-8"))["exact_match"]["mean"] == 1.0
 
 
 def test_a_report_of_what_is_no_reward_model(place: Place) -> None:
