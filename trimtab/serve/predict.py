@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def serving_session(config: StageConfig, *, as_prompts: bool) -> Session:
 def predict_session(session: Session, folder: RunFolder) -> Figures:
     """Predictions on the held-out rows of a session, written into `folder`; returns the figures of predict_results.json."""
     started = time.monotonic()
+    session = _first_rows(session, session.config.eval_max_samples)
     count = len(session.data.eval if session.config.stage == "rm" else session.data.eval_prompts)
     if count == 0:
         say(f"no predictions: stage {session.config.stage} has no held-out prompts here")
@@ -116,6 +118,13 @@ def predict_session(session: Session, folder: RunFolder) -> Figures:
     folder.write_results("predict", figures)
     say(f"{folder.path / PREDICTIONS}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return figures
+
+
+def _first_rows(session: Session, most: int | None) -> Session:
+    """The session with at most that many held-out rows: those that an evaluation takes."""
+    data = session.data
+    few = {name: getattr(data, name)[:most] for name in ("eval", "eval_examples", "eval_prompts")}
+    return replace(session, data=replace(data, **few))
 
 
 def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int], None]) -> Figures:
