@@ -22,6 +22,14 @@ def test_eval_of_predictions_and_of_a_config(place: Place) -> None:
     place.refused("eval", place.file(stage="dpo", do_train=None, output_dir=None), told="does not measure stage dpo")
 
 
+def test_predictions_in_another_encoding(place: Place) -> None:
+    lines = '{"predict": "a", "label": "a"}\n{"predict": "镇", "label": "a"}\n'
+    told = place.refused("eval", str(place.write("e.jsonl", lines.encode("gbk"))), told="is not UTF-8 text")
+    assert "at line 2" in told and "e.jsonl:2" in told and "such as GBK" in told
+    odd = str(place.write("odd.jsonl", '{"predict": "a\u2028b", "label": "a\u2028b"}\n'))  # one line, to JSON
+    assert main(["eval", odd, "--task", "exact_match"]) == 0
+
+
 def test_figures_of_predictions_overwrite_nothing(place: Place) -> None:
     file = str(place.write("predictions.jsonl", '{"predict": "a", "label": "a"}\n'))
     (place.root / "folder.json").mkdir()
@@ -48,7 +56,8 @@ def test_a_report_of_what_is_no_reward_model(place: Place) -> None:
     place.write("empty/note.txt", "")
     place.refused("rm", "report", str(place.root / "empty"), told="holds neither scores nor a run of stage rm")
     latin = place.write("latin.jsonl", b"\xe9\n")
-    place.refused("rm", "report", str(latin), told="cannot read the scores")
+    place.refused("rm", "report", str(latin), told="latin.jsonl is not UTF-8 text: byte 0xe9 at line 1")
+    place.refused("rm", "report", str(place.root / "none.jsonl"), told="cannot read the scores")
 
 
 def test_converting_and_splitting_nothing(place: Place) -> None:

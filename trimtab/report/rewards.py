@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.data.files import read_text
 from trimtab.errors import DataError
 from trimtab.ops.calibration import calibration_bins, calibration_error
 from trimtab.ops.moments import correlation
@@ -59,12 +60,12 @@ def read_pairs(path: Path) -> list[Scored]:
     """The pairs of a file of scores.
 
     Raises:
-        DataError: a row without two finite scores, or none at all.
+        DataError: a file that cannot be read or is no UTF-8, a row without two finite scores, or none at all.
     """
     pairs = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")  # str.splitlines would also cut inside texts that hold U+2028 and its like
+    except OSError as error:
         raise DataError(
             f"cannot read the scores {path.absolute()}",
             where=str(path),
