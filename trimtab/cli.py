@@ -190,7 +190,8 @@ def rm_report(
 ) -> None:
     """Accuracy by margin and length, calibration, score histogram of a reward model.
 
-    Scores that are there are used; a config, or a run without scores, is scored first on its held-out pairs.
+    Scores that are there are used; a config, or a run without scores, is scored first: on its held-out pairs, else on all it has,
+    and the title says which.
     """
     from rich.console import Console
 

@@ -47,7 +47,7 @@ def evaluate(config: StageConfig) -> dict[str, float]:
         EVALS.row(task, where=config.origin("eval_tasks"))
     for note in config.notes:
         say(note)
-    session = serving_session(config, as_prompts=False)
+    session, _ = serving_session(config, as_prompts=False)
     found = {f"eval_{name}": value for name, value in OfflineTrainer(session, trains=False).evaluate(0).items()}
     found["eval_samples"] = len(session.data.eval[: config.eval_max_samples])
     if config.output_dir:
