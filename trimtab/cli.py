@@ -130,7 +130,9 @@ def evaluate(
     task: Annotated[
         list[str] | None, typer.Option("--task", help="predictions: a metric, several times; else all of text")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="predictions: write the figures here as JSON")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="predictions: write the figures into this new .json file")
+    ] = None,
 ) -> None:
     """Measure a model on held-out rows, or a file of predictions.
 
@@ -188,7 +190,8 @@ def rm_report(
 ) -> None:
     """Accuracy by margin and length, calibration, score histogram of a reward model.
 
-    Scores that are there are used; a config, or a run without scores, is scored first on its held-out pairs.
+    Scores that are there are used; a config, or a run without scores, is scored first: on its held-out pairs, else on all it has,
+    and the title says which.
     """
     from rich.console import Console
 

@@ -22,6 +22,33 @@ def test_eval_of_predictions_and_of_a_config(place: Place) -> None:
     place.refused("eval", place.file(stage="dpo", do_train=None, output_dir=None), told="does not measure stage dpo")
 
 
+def test_predictions_in_another_encoding(place: Place) -> None:
+    lines = '{"predict": "a", "label": "a"}\n{"predict": "镇", "label": "a"}\n'
+    told = place.refused("eval", str(place.write("e.jsonl", lines.encode("gbk"))), told="is not UTF-8 text")
+    assert "at line 2" in told and "e.jsonl:2" in told and "such as GBK" in told
+    odd = str(place.write("odd.jsonl", '{"predict": "a\u2028b", "label": "a\u2028b"}\n'))  # one line, to JSON
+    assert main(["eval", odd, "--task", "exact_match"]) == 0
+
+
+def test_figures_of_predictions_overwrite_nothing(place: Place) -> None:
+    file = str(place.write("predictions.jsonl", '{"predict": "a", "label": "a"}\n'))
+    (place.root / "folder.json").mkdir()
+    told = place.refused("eval", file, "--output", f"{place.root}/./predictions.jsonl", told="exists already")
+    assert "it is a source of this command" in told
+    told = place.refused("eval", file, "--output", str(place.root / "folder.json"), told="exists already")
+    assert "it is a folder" in told
+    told = place.refused("eval", file, "--output", str(place.write("notes.json", "{}")), told="exists already")
+    assert "nothing is overwritten" in told
+    place.refused("eval", file, "--output", str(place.root / "figures.csv"), told="unknown kind of file '.csv'")
+    told = place.refused(
+        "eval", file, "--output", str(place.root / "notes.json" / "x.json"), told="could not be written"
+    )
+    assert ".tmp" not in told
+    new = place.root / "new" / "figures.json"
+    assert main(["eval", file, "--task", "exact_match", "--output", str(new)]) == 0
+    assert json.loads(new.read_text(encoding="utf-8"))["exact_match"]["mean"] == 1.0
+
+
 def test_a_report_of_what_is_no_reward_model(place: Place) -> None:
     scores = str(place.write("scores.jsonl", '{"chosen": 1.0, "rejected": 0.0}\n'))
     place.refused("rm", "report", scores, "seed=1", told="takes no keys: seed=1")
@@ -29,7 +56,8 @@ def test_a_report_of_what_is_no_reward_model(place: Place) -> None:
     place.write("empty/note.txt", "")
     place.refused("rm", "report", str(place.root / "empty"), told="holds neither scores nor a run of stage rm")
     latin = place.write("latin.jsonl", b"\xe9\n")
-    place.refused("rm", "report", str(latin), told="cannot read the scores")
+    place.refused("rm", "report", str(latin), told="latin.jsonl is not UTF-8 text: byte 0xe9 at line 1")
+    place.refused("rm", "report", str(place.root / "none.jsonl"), told="cannot read the scores")
 
 
 def test_converting_and_splitting_nothing(place: Place) -> None:

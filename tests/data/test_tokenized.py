@@ -82,6 +82,88 @@ def test_another_tokenizer_and_changed_data_are_refused(load, make, special, jin
     assert len(load().train) == 9
 
 
+def refused(load, **given):
+    with pytest.raises(DataError, match="made of something else") as caught:
+        load(**given)
+    return caught.value.why
+
+
+def test_a_file_of_the_same_name_elsewhere_is_refused_unless_it_is_equal(load, write, tmp_path):
+    load()
+    there = write("elsewhere/rows.json", ROWS)
+    assert len(load(dataset_dir=str(there.parent)).train) == 9
+    write("elsewhere/rows.json", [{**row, "output": "no"} for row in ROWS])
+    assert f"{there} has changed since, or is not the file" in refused(load, dataset_dir=str(there.parent))
+
+
+def test_another_entry_for_the_same_file_is_refused_even_when_the_file_is_gone(load, write, tmp_path):
+    entry = {"file_name": "rows.json"}
+    write("dataset_info.json", {"rows": entry})
+    load()
+    write("dataset_info.json", {"rows": {**entry, "columns": {"prompt": "output", "response": "instruction"}}})
+    assert "columns of data set 'rows' differs: {} there, {'prompt': 'output'" in refused(load)
+    (tmp_path / "rows.json").unlink()
+    assert "columns of data set 'rows' differs" in refused(load)
+    write("dataset_info.json", {"rows": entry})
+    assert len(load().train) == 9
+
+
+def test_a_file_more_in_a_folder_is_refused(load, write):
+    write("many/a.json", ROWS)
+    write("many/notes.md", "no data")
+    write("dataset_info.json", {"many": {"file_name": "many"}})
+    load(dataset=("many",))
+    write("many/notes.md", "nor now")
+    load(dataset=("many",))
+    write("many/b.json", ROWS)
+    assert "many has changed since" in refused(load, dataset=("many",))
+
+
+def test_two_words_that_change_places_are_another_tokenizer(config, make, special, jinja, write, tmp_path):
+    write("rows.json", ROWS)
+    first = make(special["chatml"], "<|endoftext|>", jinja["chatml"])
+    settings = config(dataset_dir=str(tmp_path), tokenized_path=str(tmp_path / "saved"))
+    load_data(settings, first, templates.get("chatml", first))
+    first("long " * 9, truncation=True, max_length=4)  # leaves its mark in the tokenizer
+    load_data(settings, first, templates.get("chatml", first))
+    core = json.loads(first.backend_tokenizer.to_str())
+    words = core["model"]["vocab"]
+    words["Z"], words["Y"] = words["Y"], words["Z"]  # neither is in the texts that are encoded to tell templates apart
+    other = type(first)(tokenizer_object=core_of(core), eos_token="<|endoftext|>")
+    with pytest.raises(DataError, match="made of something else") as caught:
+        load_data(settings, other, templates.get("chatml", other))
+    assert caught.value.why == "tokenizer differs"
+
+
+def core_of(core):
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(json.dumps(core))
+
+
+def test_a_chat_template_that_differs_between_turns_only_is_refused(config, make, special, jinja, write, tmp_path):
+    write("rows.json", ROWS)
+    between = "{% if not loop.first and m['role'] == 'user' %}\n{% endif %}<|im_start|>{{"
+    settings = config(dataset_dir=str(tmp_path), tokenized_path=str(tmp_path / "saved"))
+    ours, other = (
+        make(special["chatml"], "<|endoftext|>", text)
+        for text in (jinja["chatml"], jinja["chatml"].replace("<|im_start|>{{", between, 1))
+    )
+    load_data(settings, ours, templates.get("auto", ours))
+    with pytest.raises(DataError, match="made of something else") as caught:
+        load_data(settings, other, templates.get("auto", other))
+    assert caught.value.why == "chat template differs"
+
+
+def test_another_system_prompt_is_named(config, tokenizer, write, tmp_path):
+    write("rows.json", ROWS)
+    settings = config(dataset_dir=str(tmp_path), tokenized_path=str(tmp_path / "saved"))
+    load_data(settings, tokenizer, templates.get("chatml", tokenizer, default_system="a"))
+    with pytest.raises(DataError) as caught:
+        load_data(settings, tokenizer, templates.get("chatml", tokenizer, default_system="b"))
+    assert caught.value.why == "default_system differs: 'a' there, 'b' here"
+
+
 def test_a_folder_of_something_else(load, tmp_path):
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "state.json").write_text(json.dumps({}), encoding="utf-8")

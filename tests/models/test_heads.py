@@ -59,8 +59,12 @@ def test_a_head_of_another_tool_is_read_at_the_last_token(pickled: bool, tmp_pat
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="no value head"):
+    with pytest.raises(AdapterError, match="this folder holds neither"):
         load_head(tmp_path, 8)
+    for name, kind in (("config.json", "a model"), ("adapter_config.json", "an adapter")):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+        with pytest.raises(AdapterError, match=f"no value head(.|\n)*this folder holds {kind} without one"):
+            load_head(tmp_path, 8)
     save_head(ValueHead(8), tmp_path, HeadRecord())
     with pytest.raises(AdapterError, match="8 wide, the hidden states are 16 wide"):
         load_head(tmp_path, 16)

@@ -320,6 +320,9 @@ def test_what_cannot_be_scored_is_refused(judge: ChatModel, model: ChatModel) ->
         (dialogue("q", "a"), "a list of dialogues"),
         ([QUESTION], "does not end with an answer"),
         ([""], "is empty"),
+        ([5], "dialogue 1 is no dialogue but int: 5"),
+        ([dialogue("q", "a"), None], "dialogue 2 is no dialogue but NoneType"),
+        (5, "is no dialogue but int"),
     ):
         with pytest.raises(DataError, match=words):
             judge.get_scores(wrong)  # type: ignore[arg-type]
@@ -388,3 +391,6 @@ def test_bad_files_end_in_our_errors(args: dict[str, Any], reward_args: dict[str
         ChatModel({**args, "adapter_name_or_path": str(tmp_path)})
     with pytest.raises(AdapterError, match="no value head"):
         ChatModel({**reward_args, "adapter_name_or_path": args["adapter_name_or_path"]})
+    with pytest.raises(AdapterError, match="no value head") as caught:
+        ChatModel({**reward_args, "adapter_name_or_path": None})
+    assert caught.value.why.endswith("this folder holds a model without one")

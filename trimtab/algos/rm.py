@@ -48,7 +48,12 @@ class RewardModel:
 
     @classmethod
     def from_config(cls, config: Any) -> RewardModel:
-        return cls(rm_loss=config.rm_loss, center_coef=config.center_rewards_coef, smoothing=config.rm_label_smoothing)
+        # a file for inference says how to measure, and has no keys of training
+        return cls(
+            rm_loss=config.rm_loss,
+            center_coef=getattr(config, "center_rewards_coef", 0.0),
+            smoothing=getattr(config, "rm_label_smoothing", 0.0),
+        )
 
     def loss(self, rewards: Float[Tensor, "b k"], batch: PairBatch | RankBatch | ScoreBatch) -> LossTerms:
         """One number per row of the data `[b]`.

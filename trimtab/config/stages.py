@@ -360,7 +360,9 @@ class StageConfig(BaseModel):
     eval_tasks: Names = key(
         "Logging and evaluation", (), "tasks run on held-out rows by generating (exact_match, sql_match)"
     )
-    eval_max_samples: Count | None = key("Logging and evaluation", None, "most held-out rows used by an evaluation")
+    eval_max_samples: Count | None = key(
+        "Logging and evaluation", None, "most held-out rows that are evaluated or predicted"
+    )
     load_best_model_at_end: bool = key("Logging and evaluation", False, "end with the best checkpoint", stages=TRAINING)
     metric_for_best_model: Text | None = key(
         "Logging and evaluation", None, "the metric that ranks checkpoints", stages=TRAINING

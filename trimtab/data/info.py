@@ -32,6 +32,7 @@ class DatasetSpec:
     Attributes:
         where: the place that describes it, for errors.
         note: what the user should know about how it was found; "" for nothing.
+        described: it has an entry, or a file whose first row speaks for it; False only where `find` looks for absent ones too.
     """
 
     name: str
@@ -46,20 +47,22 @@ class DatasetSpec:
     folder: str | None = None
     num_samples: int | None = None
     note: str = ""
+    described: bool = True
 
 
-def find(names: Sequence[str], dataset_dir: str | Mapping[str, Any]) -> list[DatasetSpec]:
+def find(names: Sequence[str], dataset_dir: str | Mapping[str, Any], *, absent: bool = False) -> list[DatasetSpec]:
     """The data sets called `names`.
 
     Args:
         dataset_dir: a folder with `dataset_info.json`; "ONLINE", then names are hub ids; or the entries themselves. A
             name without an entry may also be a data file in that folder, or the path of one.
+        absent: sets whose file is gone are given too, without a path.
 
     Raises:
         DataError: no entry and no file of that name, or an entry that cannot be right.
     """
     if isinstance(dataset_dir, Mapping):
-        return [_entry(name, dataset_dir, Path(), "dataset_dir") for name in names]
+        return [_entry(name, dataset_dir, Path(), "dataset_dir", absent) for name in names]
     if dataset_dir == "ONLINE":
         return [
             DatasetSpec(name=name, where=f"dataset: {name}", layout=Layout(), hf_hub_url=name, ms_hub_url=name)
@@ -69,7 +72,8 @@ def find(names: Sequence[str], dataset_dir: str | Mapping[str, Any]) -> list[Dat
     info = folder / INFO
     entries = _load(info) if info.exists() else {}
     return [
-        _entry(name, entries, folder, str(info)) if name in entries else _file(name, folder, entries) for name in names
+        _entry(name, entries, folder, str(info), absent) if name in entries else _file(name, folder, entries, absent)
+        for name in names
     ]
 
 
@@ -95,11 +99,13 @@ def _load(info: Path) -> Mapping[str, Any]:
     return entries
 
 
-def _file(name: str, folder: Path, entries: Mapping[str, Any]) -> DatasetSpec:
+def _file(name: str, folder: Path, entries: Mapping[str, Any], absent: bool) -> DatasetSpec:
     """A data set without an entry: a file, its layout guessed from its first row."""
     suffixes = ["", *READERS]
     candidates = [base / f"{name}{suffix}" for base in (folder, Path()) for suffix in suffixes]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None and absent:
+        return DatasetSpec(name=name, where=str(folder), layout=Layout(), described=False)
     if path is None:
         guess = nearest(name, entries)
         info = folder / INFO
@@ -148,7 +154,7 @@ def _is_list(cell: Any) -> bool:
         return False
 
 
-def _entry(name: str, entries: Mapping[str, Any], folder: Path, source: str) -> DatasetSpec:
+def _entry(name: str, entries: Mapping[str, Any], folder: Path, source: str, absent: bool) -> DatasetSpec:
     where = f"{source}: {name}"
     entry = entries.get(name)
     if name in entries and not isinstance(entry, Mapping):
@@ -210,7 +216,7 @@ def _entry(name: str, entries: Mapping[str, Any], folder: Path, source: str) -> 
             remedy=f"give it one of {', '.join(SOURCES)}",
         )
     path = folder / str(given["file_name"]) if "file_name" in given else None
-    if path is not None and not path.exists() and len(given) == 1:
+    if path is not None and not path.exists() and len(given) == 1 and not absent:
         raise DataError(
             f"data set {name!r}: {path} does not exist",
             where=where,

@@ -1,10 +1,10 @@
 """`tokenized_path`: the encoded rows of a stage in a folder, so that a large set is encoded once.
 
-    tokenized.json   what the rows were made of (settings, a hash of template and tokenizer, hashes of the data files), the report
+    tokenized.json   what the rows were made of (settings, template, tokenizer, each data set's entry and files), the report
     rows.parquet     the rows: token ids, scored places, and the example of each as JSON
 
 A folder that was made of anything else is refused, never used in silence. The data files may be gone (the folder can be
-carried to another machine); where they are there, they must be those.
+carried to another machine); where they are there, they must have the same contents, wherever they lie now.
 """
 
 from __future__ import annotations
@@ -22,34 +22,46 @@ from trimtab.data.dropped import Dropped
 from trimtab.data.files import READERS
 from trimtab.data.stage import Report, SetReport, StageData
 from trimtab.data.templates import Template
+from trimtab.data.templates.jinja import JinjaTemplate
 from trimtab.data.tokenizer import Tokenizer
 from trimtab.errors import DataError
 from trimtab.types import Example, Message, Origin, Pair, Prompt, Ranking, TokenRow
 
-INFO, ROWS, VERSION = "tokenized.json", "rows.parquet", 2
+INFO, ROWS, VERSION = "tokenized.json", "rows.parquet", 3
 KEYS = (
     "stage", "dataset", "eval_dataset", "cutoff_len", "max_samples", "val_size", "mix_strategy", "interleave_probs", "seed",
     "data_seed", "train_on_prompt", "mask_history", "packing", "neat_packing", "split_special_tokens", "rm_loss",
 )  # fmt: skip
+HASHED = ("chat template", "tokenizer", "text of the template")  # their values say nothing to a reader
 PROBE = "Which towns? 哪些城市？  SELECT count(*)\n\tFROM t;"
 
 
 def record(config: Any, tokenizer: Tokenizer, template: Template) -> dict[str, Any]:
-    """What rows of this config are made of, data files aside."""
+    """What rows of this config are made of; what is most telling stands first, for a refusal names the first that differs."""
     settings = {key: getattr(config, key, None) for key in KEYS}
+    own = isinstance(template, JinjaTemplate)
     dialogue = [Message(role="system", content="s"), Message(role="user", content=PROBE)]
     thoughts = [template.answer_text(text) for text in ("a", "<think>\nb\n</think>\n\na")]
-    tools = template.tools.name
     ids = [
-        len(tokenizer),
         tokenizer.encode(PROBE, add_special_tokens=False),
         template.encode_prompt(tokenizer, dialogue),
         template.encode_prompt(tokenizer, dialogue[1:]),
         template.encode_answer(tokenizer, PROBE, newline=True),
     ]
-    text = json.dumps([ids, thoughts, tools, template.stop_ids])
-    made = {"version": VERSION, **settings, "template": template.name, "template and tokenizer": _hash(text.encode())}
-    return dict(json.loads(json.dumps(made))) | {"dataset_dir": config.dataset_dir}
+    made = {
+        "version": VERSION,
+        **settings,
+        "template": template.name,
+        "default_system": template.default_system,
+        "enable_thinking": template.enable_thinking if own or template.thinks else None,
+        "tool_format": template.tools.name,
+        # only this kind of template reads it; what it does between turns no single rendering shows
+        "chat template": _hash(str(tokenizer.chat_template)) if own else None,
+        "tokenizer": _hash(_contents(tokenizer)),
+        "text of the template": _hash(json.dumps([ids, thoughts, template.stop_ids])),
+        "sets": _sets(config),
+    }
+    return dict(json.loads(json.dumps(made)))
 
 
 def save(folder: Path, data: StageData[Any], made_of: Mapping[str, Any]) -> None:
@@ -64,8 +76,7 @@ def save(folder: Path, data: StageData[Any], made_of: Mapping[str, Any]) -> None
     both = [("train", *pair) for pair in zip(data.train, data.train_examples, strict=True)]
     both += [("eval", *pair) for pair in zip(data.eval, data.eval_examples, strict=True)]
     table = pyarrow.Table.from_pylist([{"part": part, **_row(row), "example": _example(e)} for part, row, e in both])
-    made = {key: value for key, value in made_of.items() if key != "dataset_dir"}
-    contents = {"made_of": made, "files": _files(made_of), "packs": data.packs, "report": asdict(data.report)}
+    contents = {"made_of": dict(made_of), "packs": data.packs, "report": asdict(data.report)}
     temporary = folder.with_name(folder.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -95,7 +106,7 @@ def load(folder: Path, made_of: Mapping[str, Any]) -> StageData[Any] | None:
         return None
     try:
         contents = json.loads((folder / INFO).read_text(encoding="utf-8"))
-        made, hashes = contents["made_of"], contents["files"]
+        made = contents["made_of"]
         listed = pyarrow.parquet.read_table(folder / ROWS).to_pylist()
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
         raise DataError(
@@ -104,13 +115,12 @@ def load(folder: Path, made_of: Mapping[str, Any]) -> StageData[Any] | None:
             why=str(error).split("\n")[0],
             remedy="name a new folder, and it will be made",
         ) from None
-    for key in (*made, *(key for key in made_of if key not in made)):
-        if key != "dataset_dir" and made.get(key) != made_of.get(key):
-            shown = "" if key == "template and tokenizer" else f": {made.get(key)!r} there, {made_of.get(key)!r} here"
+    for key in dict.fromkeys((*made_of, *made)):
+        if key != "sets" and made.get(key) != made_of.get(key):
+            shown = "" if key in HASHED else f": {made.get(key)!r} there, {made_of.get(key)!r} here"
             raise _other(folder, f"{key} differs{shown}")
-    for path, found in hashes.items():
-        if Path(path).is_file() and _hash(Path(path).read_bytes()) != found:
-            raise _other(folder, f"{path} has changed since")
+    for name, now in made_of["sets"].items():
+        _check_set(folder, name, made["sets"][name], now)
     rows = {part: [one for one in listed if one["part"] == part] for part in ("train", "eval")}
     examples = {part: [_read_example(one["example"]) for one in rows[part]] for part in rows}
     packs: list[list[int]] | None = contents["packs"]
@@ -135,24 +145,54 @@ def _other(folder: Path, why: str) -> DataError:
     )
 
 
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _files(made_of: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the data files that are on this machine."""
-    names = list(dict.fromkeys((*made_of["dataset"], *made_of["eval_dataset"])))
-    found: dict[str, str] = {}
-    for spec in info.find(names, made_of["dataset_dir"]) if names else ():
-        if spec.path is None:
-            continue
-        files = (
-            [spec.path]
-            if spec.path.is_file()
-            else sorted(f for f in spec.path.iterdir() if f.suffix.lower() in READERS)
-        )
-        found |= {str(path.resolve()): _hash(path.read_bytes()) for path in files}
+def _contents(tokenizer: Tokenizer) -> str:
+    """Everything that decides which ids a text becomes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # one in Python: its words and their ids
+        made: Any = sorted(getattr(tokenizer, "get_vocab", dict)().items())
+    else:
+        made = json.loads(backend.to_str())
+        for passing in ("truncation", "padding"):  # set anew by each call
+            made.pop(passing, None)
+    return json.dumps([made, len(tokenizer), tokenizer.bos_token, tokenizer.eos_token])
+
+
+def _sets(config: Any) -> dict[str, dict[str, Any]]:
+    """Each data set: what its entry says, and the kind and hash of its files; `files` is None where there are none here."""
+    names = list(dict.fromkeys((*config.dataset, *config.eval_dataset)))
+    found: dict[str, dict[str, Any]] = {}
+    for spec in info.find(names, config.dataset_dir, absent=True) if names else ():
+        entry = {key: value for key, value in asdict(spec).items() if key not in ("name", "where", "note", "path")}
+        files: list[tuple[str, str]] | None = None
+        if spec.path is not None:
+            inside = [spec.path] if spec.path.is_file() else sorted(spec.path.iterdir())
+            files = [_file(path) for path in inside if path == spec.path or path.suffix.lower() in READERS]
+        found[spec.name] = {"path": str(spec.path), **entry.pop("layout"), **entry, "files": files}
     return found
+
+
+def _file(path: Path) -> tuple[str, str]:
+    with path.open("rb") as file:
+        return path.suffix.lower(), hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_set(folder: Path, name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """A data set is as it was when the rows were made, or gone.
+
+    Raises:
+        DataError: its entry or its files differ.
+    """
+    if now["files"] is None and not (now["described"] or now["hf_hub_url"]):
+        return
+    for key in (key for key in now if key not in ("path", "files", "described")):
+        if then.get(key) != now[key]:
+            raise _other(folder, f"{key} of data set {name!r} differs: {then.get(key)!r} there, {now[key]!r} here")
+    if now["files"] is not None and then["files"] != now["files"]:
+        raise _other(folder, f"{now['path']} has changed since, or is not the file that data set {name!r} was then")
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows

@@ -17,24 +17,33 @@ WRITERS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 Row = Mapping[str, Any]
 
 
-def check_target(path: Path, *sources: Path) -> None:
+def check_target(path: Path, *sources: Path, kinds: Sequence[str] = WRITERS) -> None:
     """A file can be written there.
+
+    Args:
+        sources: what the command reads.
+        kinds: endings of the files that it writes.
 
     Raises:
         DataError: a kind of file that is not written, or a file that exists.
     """
-    if path.suffix.lower() not in WRITERS:
-        raise DataError(
-            f"cannot write {path.name}: unknown kind of file {path.suffix!r}",
-            where=str(path),
-            remedy=f"let the name end in one of {', '.join(WRITERS)}",
-        )
     if path.exists():
+        read = path.resolve() in [source.resolve() for source in sources]
         raise DataError(
             f"{path} exists already",
             where=str(path.resolve()),
-            why="it is a source of this command" if path in sources else "nothing is overwritten",
+            why="it is a folder"
+            if path.is_dir()
+            else "it is a source of this command"
+            if read
+            else "nothing is overwritten",
             remedy="choose another name with --output, or move it away",
+        )
+    if path.suffix.lower() not in kinds:
+        raise DataError(
+            f"cannot write {path.name}: unknown kind of file {path.suffix!r}",
+            where=str(path),
+            remedy=f"let the name end in {'one of ' if len(kinds) > 1 else ''}{', '.join(kinds)}",
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab.data.files import read_text
 from trimtab.errors import DataError
 from trimtab.evals import EVALS
 from trimtab.types import Example, Message, Origin
@@ -23,12 +24,12 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON-lines file, each with its line.
 
     Raises:
-        DataError: the file cannot be read, a line is no JSON object, or there is none.
+        DataError: the file cannot be read or is no UTF-8, a line is no JSON object, or there is none.
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")  # str.splitlines would also cut inside texts that hold U+2028 and its like
+    except OSError as error:
         raise DataError(
             f"cannot read the predictions {path.absolute()}",
             where=str(path),

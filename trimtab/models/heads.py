@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trimtab.errors import AdapterError
+from trimtab.models.folder import ADAPTER_CONFIG
 from trimtab.models.lora import read_pickled
 
 WEIGHTS = "value_head.safetensors"
@@ -88,10 +89,12 @@ def load_head(folder: Path, hidden_size: int, *, trainable: bool = False) -> tup
     elif (folder / "value_head.bin").is_file():
         state = read_pickled(folder / "value_head.bin")
     else:
+        kinds = {ADAPTER_CONFIG: "an adapter", "config.json": "a model"}
+        there = next((f"{kind} without one" for name, kind in kinds.items() if (folder / name).is_file()), "neither")
         raise AdapterError(
             f"no value head in {str(folder)!r}",
             where=str((folder / WEIGHTS).resolve()),
-            why="a reward model is an adapter with a value head beside it; this folder holds only an adapter",
+            why=f"a reward model is an adapter or a model with a value head beside it; this folder holds {there}",
             remedy="give the output_dir of a run with stage: rm",
         )
     weight = state.get("v_head.summary.weight")

@@ -1,4 +1,4 @@
-"""What a reward model's scores of held-out pairs say of it, from `generated_predictions.jsonl` alone: `trimtab rm report`.
+"""What a reward model's scores of pairs say of it, from `generated_predictions.jsonl` alone: `trimtab rm report`.
 
 | figure | meaning |
 |---|---|
@@ -8,7 +8,8 @@
 | calibration | probability sigmoid(|r_w - r_l|) of ten bins against how often the model was right; ECE is their mean distance |
 | length correlation | Pearson's r of score with length over all answers |
 
-The figures go to `rm_report.json`, the picture to `rm_report.png`, beside the predictions.
+Which pairs they are stands in `predict_results.json`. Figures go to `rm_report.json`, the picture to
+`rm_report.png`, beside the predictions.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.data.files import read_text
 from trimtab.errors import DataError
 from trimtab.ops.calibration import calibration_bins, calibration_error
 from trimtab.ops.moments import correlation
-from trimtab.rundir import replacing, write_json
+from trimtab.rundir import PREDICT_RESULTS, PREDICTIONS, read_json, replacing, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FIGURES, PICTURE = "rm_report.json", "rm_report.png"
 PARTS = 5
+PAIRS = {
+    "held out": "held-out pairs",
+    "trained on": "the pairs it was trained on: no measure of how it judges others",
+    "unknown": "pairs that it may have been trained on",
+}  # by predict_rows of predict_results.json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +66,12 @@ def read_pairs(path: Path) -> list[Scored]:
     """The pairs of a file of scores.
 
     Raises:
-        DataError: a row without two finite scores, or none at all.
+        DataError: a file that cannot be read or is no UTF-8, a row without two finite scores, or none at all.
     """
     pairs = []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")  # str.splitlines would also cut inside texts that hold U+2028 and its like
+    except OSError as error:
         raise DataError(
             f"cannot read the scores {path.absolute()}",
             where=str(path),
@@ -158,7 +165,8 @@ def _accuracy(leads: Sequence[float]) -> float | None:
 def write_report(path: Path) -> tuple[dict[str, Any], list[Path]]:
     """Figures and picture of a file of scores, written beside it; returns the figures and both paths."""
     pairs = read_pairs(path)
-    found = figures(pairs)
+    rows = read_json(path.parent / PREDICT_RESULTS, {}).get("predict_rows") if path.name == PREDICTIONS else None
+    found = {"rows": PAIRS.get(str(rows), f"the pairs of {path.name}"), **figures(pairs)}
     write_json(path.parent / FIGURES, found)
     return found, [path.parent / FIGURES, _draw(path.parent / PICTURE, pairs, found)]
 
@@ -168,7 +176,7 @@ def table(found: dict[str, Any]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    drawn = Table(title="Reward model on held-out pairs", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    drawn = Table(title=f"Reward model on {found['rows']}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     drawn.add_column("figure")
     drawn.add_column("pairs", justify="right")
     drawn.add_column("value", justify="right")
@@ -198,6 +206,7 @@ def _draw(path: Path, pairs: Sequence[Scored], found: dict[str, Any]) -> Path:
     with styled() as new_figure:
         figure = new_figure(figsize=(10.4, 7.2), dpi=140, layout="constrained")
         (calibration, margins), (scores, lengths) = figure.subplots(2, 2)
+        figure.suptitle(f"Reward model on {found['rows']}", fontsize=10)
 
         bins = [b for b in found["calibration"] if b["count"]]
         calibration.plot([0.5, 1], [0.5, 1], color=MUTED, lw=0.9, ls=(0, (4, 3)))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -214,14 +214,22 @@ class ChatModel:
                 why="scores come from a reward model: an adapter with value_head.safetensors beside it",
                 remedy="name the output_dir of a run with stage: rm in adapter_name_or_path, and write stage: rm",
             )
-        if isinstance(messages, str) or any(isinstance(item, Mapping | Message) for item in messages):
+        listed: list[Any] = list(messages) if isinstance(messages, Iterable) else [messages]
+        if isinstance(messages, str) or any(isinstance(item, Mapping | Message) for item in listed):
             raise DataError(
                 "get_scores takes a list of dialogues, and this is a single one",
                 remedy="put it in a list: get_scores([dialogue])",
             )
+        for number, item in enumerate(listed, 1):
+            if not isinstance(item, Iterable):
+                raise DataError(
+                    f"dialogue {number} is no dialogue but {type(item).__name__}: {str(item)[:60]}",
+                    why="a dialogue is a whole rendered text, or a list of messages",
+                    remedy='get_scores([[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]])',
+                )
         rows = [
             self._string_row(item, number) if isinstance(item, str) else self._dialogue_row(item, number)
-            for number, item in enumerate(messages, 1)
+            for number, item in enumerate(listed, 1)
         ]
         with self._lock:
             return score_rows_as(self.served.roles, REWARD, rows, budget=self.served.budget)
@@ -338,10 +346,11 @@ def read_messages(messages: Any) -> list[Message]:
     Raises:
         DataError: something else, or a role that does not exist.
     """
-    if isinstance(messages, str | Mapping | Message):
+    if isinstance(messages, str | Mapping | Message) or not isinstance(messages, Iterable):
+        kind = "text" if isinstance(messages, str) else "message"
         raise DataError(
             "messages must be a list of messages",
-            why=f"it is a single {'text' if isinstance(messages, str) else 'message'}",
+            why=f"it is a single {kind if isinstance(messages, Iterable | Message) else type(messages).__name__}",
             remedy='[{"role": "user", "content": "..."}]',
         )
     found = []

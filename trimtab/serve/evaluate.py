@@ -12,14 +12,16 @@ The rows of a config are those of eval_dataset, else those that val_size holds o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.config import StageConfig
+from trimtab.data.write import check_target, write_text
 from trimtab.errors import ConfigError
 from trimtab.evals import EVALS, predictions
-from trimtab.rundir import RunFolder, write_json
+from trimtab.rundir import RunFolder
 from trimtab.serve.predict import serving_session
 from trimtab.train.offline import OfflineTrainer
 from trimtab.train.progress import say
@@ -45,7 +47,7 @@ def evaluate(config: StageConfig) -> dict[str, float]:
         EVALS.row(task, where=config.origin("eval_tasks"))
     for note in config.notes:
         say(note)
-    session = serving_session(config, as_prompts=False)
+    session, _ = serving_session(config, as_prompts=False)
     found = {f"eval_{name}": value for name, value in OfflineTrainer(session, trains=False).evaluate(0).items()}
     found["eval_samples"] = len(session.data.eval[: config.eval_max_samples])
     if config.output_dir:
@@ -59,9 +61,11 @@ def evaluate_predictions(path: Path, tasks: Sequence[str] = (), *, output: Path 
     """Task, mean, standard error and count of a file of predictions; also written to `output` as JSON.
 
     Raises:
-        DataError: a file that holds no predictions with reference answers.
+        DataError: a file that holds no predictions with reference answers; an `output` that exists or is no .json.
         ConfigError: no such task.
     """
+    if output is not None:
+        check_target(output, path, kinds=(".json",))  # now: the metrics take their time
     texts, examples, without = predictions.labelled(path)
     if without:
         say(f"{without} of {without + len(texts)} rows have no answer to compare with")
@@ -71,5 +75,5 @@ def evaluate_predictions(path: Path, tasks: Sequence[str] = (), *, output: Path 
         mean, error = predictions.summary(scores)
         rows.append({"task": task, "mean": mean, "standard_error": error, "count": len(scores)})
     if output is not None:
-        write_json(output, {str(row["task"]): row for row in rows})
+        write_text(output, json.dumps({row["task"]: row for row in rows}, ensure_ascii=False, indent=2) + "\n")
     return rows

@@ -4,19 +4,20 @@
 |---|---|
 | `generated_predictions.jsonl` | a row per data row: prompt, predict, label; finish and row (`file:number`) |
 | the same, stage rm | chosen and rejected with the tokens of each, or ranked, or reward and score; row |
-| `predict_results.json` | match rates, BLEU-4, ROUGE-1/2/L and every eval task of the file |
-| the same, stage rm | `predict_accuracy`, `predict_margin`; `predict_mse` where rows have scores |
+| `predict_results.json` | `predict_rows` (held out, trained on, or unknown); match rates, BLEU-4, ROUGE, every eval task |
+| the same, stage rm | `predict_rows`, `predict_accuracy`, `predict_margin`; `predict_mse` where rows have scores |
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from trimtab.config import StageConfig
+from trimtab.config import StageConfig, dump_resolved
 from trimtab.data.loader import StageData, load_data, row_answers
 from trimtab.errors import ConfigError, ModelError, RunError
 from trimtab.evals.predictions import DEFAULT_TASKS
@@ -35,6 +36,10 @@ from trimtab.types import Pair, Prompt, TokenRow
 BLOCK = 256  # rows between two writes
 
 Figures = dict[str, float]
+Measured = Literal["held out", "trained on", "unknown"]
+"""What a model knows of the rows that it is measured on."""
+SPLIT = ("dataset", "max_samples", "val_size", "seed", "data_seed")
+"""What decides which rows val_size holds out."""
 
 
 def predict(config: StageConfig) -> RunFolder:
@@ -51,14 +56,14 @@ def predict(config: StageConfig) -> RunFolder:
     with folder:
         for note in config.notes:
             say(note)
-        session = serving_session(config, as_prompts=config.stage != "rm")
+        session, rows = serving_session(config, as_prompts=config.stage != "rm")
         (folder.path / PREDICT_RESULTS).unlink(missing_ok=True)  # of older predictions, which go now
-        predict_session(session, folder)
+        predict_session(session, folder, rows)
     return folder
 
 
-def serving_session(config: StageConfig, *, as_prompts: bool) -> Session:
-    """The model that a file serves, with what is to be measured as its held-out rows.
+def serving_session(config: StageConfig, *, as_prompts: bool) -> tuple[Session, Measured]:
+    """The model that a file serves, with what is to be measured as its held-out rows; and what it knows of them.
 
     Args:
         as_prompts: rows are read as prompts, which need no answer.
@@ -78,8 +83,18 @@ def serving_session(config: StageConfig, *, as_prompts: bool) -> Session:
     say(f"data: {len(data.eval)} rows, {len(data.report.dropped)} dropped")
     for line in data.report.lines()[1:]:
         say(line)
+    rows = _measured(source.config, source.home)
+    if rows != "held out":
+        others = "judges others" if config.stage == "rm" else "does on others"
+        names = ", ".join(source.config.eval_dataset or source.config.dataset)
+        say(
+            f"these are rows that it was trained on ({names}): no measure of how it {others}"
+            if rows == "trained on"
+            else f"no eval_dataset or val_size: these are the rows of dataset ({names}); if it was trained on them, "
+            f"they are no measure of how it {others}"
+        )
     served = load_served(source)
-    return Session(
+    session = Session(
         config=served.config,
         tokenizer=served.tokenizer,
         template=served.template,
@@ -95,11 +110,13 @@ def serving_session(config: StageConfig, *, as_prompts: bool) -> Session:
         record=served.record,
         tail=served.tail,
     )
+    return session, rows
 
 
-def predict_session(session: Session, folder: RunFolder) -> Figures:
+def predict_session(session: Session, folder: RunFolder, rows: Measured = "held out") -> Figures:
     """Predictions on the held-out rows of a session, written into `folder`; returns the figures of predict_results.json."""
     started = time.monotonic()
+    session = _first_rows(session, session.config.eval_max_samples)
     count = len(session.data.eval if session.config.stage == "rm" else session.data.eval_prompts)
     if count == 0:
         say(f"no predictions: stage {session.config.stage} has no held-out prompts here")
@@ -113,9 +130,16 @@ def predict_session(session: Session, folder: RunFolder) -> Figures:
         "predict_runtime": round(seconds, 2),
         "predict_samples_per_second": round(count / max(seconds, 1e-9), 3),
     }
-    folder.write_results("predict", figures)
+    folder.write_results("predict", {"predict_rows": rows, **figures})
     say(f"{folder.path / PREDICTIONS}: " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return figures
+
+
+def _first_rows(session: Session, most: int | None) -> Session:
+    """The session with at most that many held-out rows: those that an evaluation takes."""
+    data = session.data
+    few = {name: getattr(data, name)[:most] for name in ("eval", "eval_examples", "eval_prompts")}
+    return replace(session, data=replace(data, **few))
 
 
 def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int], None]) -> Figures:
@@ -243,6 +267,24 @@ def _open(config: StageConfig) -> RunFolder:
         ) from error
     folder.lock(say=say)
     return folder
+
+
+def _measured(config: StageConfig, home: Path) -> Measured:
+    """Whether the model of the folder `home` has seen the rows that are measured: its run says on which data sets it was trained."""
+    split = bool(config.val_size) and not config.eval_dataset
+    folder = next(
+        (one for one in (home, home.parent) if RunFolder(one).has_run()), None
+    )  # a checkpoint is inside its run
+    run = {} if folder is None else RunFolder(folder).config()
+    # a name means a set in a folder; entries in the file itself (a mapping) are compared as they are
+    there, now = (
+        Path(place).resolve() if isinstance(place, str) else place
+        for place in (run.get("dataset_dir"), config.dataset_dir)
+    )
+    if there == now and set(config.eval_dataset or config.dataset) & set(run.get("dataset") or ()):
+        here = dump_resolved(config)
+        return "held out" if split and all(here.get(key) == run.get(key) for key in SPLIT) else "trained on"
+    return "held out" if split or config.eval_dataset else "unknown"
 
 
 def _rows(config: StageConfig, tokenizer: Any, template: Any, as_prompts: bool) -> StageData[Any]:

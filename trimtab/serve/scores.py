@@ -1,4 +1,4 @@
-"""Where the scores of a reward model on its held-out pairs stand; made first when they are not there."""
+"""Where the scores of a reward model on pairs stand; made first when they are not there."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ def scores_of(source: Path, overrides: Sequence[str] = ()) -> Path:
             why=f"there is no {PREDICTIONS}" + (f", and the run is of stage {resolved['stage']}" if resolved else ""),
             remedy="name the run folder of a reward model, or a file of scores",
         )
-    say(f"{source} has no scores yet: scoring its held-out pairs")
-    # what it was trained with, as a file for inference: the rows that its val_size held out, or its eval_dataset
+    # what it was trained with, as a file for inference: its eval_dataset, or the rows that its val_size held out, or all it has
     keys = {
         **{name: value for name, value in resolved.items() if value is not None},
         "do_train": False,
@@ -66,4 +65,7 @@ def scores_of(source: Path, overrides: Sequence[str] = ()) -> Path:
     }
     if resolved.get("finetuning_type", "lora") != "lora":
         keys |= {"model_name_or_path": str(source), "adapter_name_or_path": [], "finetuning_type": "lora"}
-    return predict(load(keys, list(overrides))).path / PREDICTIONS
+    config = load(keys, list(overrides))
+    apart = config.eval_dataset or config.val_size
+    say(f"{source} has no scores yet" + (": scoring its held-out pairs" if apart else ", and has held out no pairs"))
+    return predict(config).path / PREDICTIONS
