@@ -215,6 +215,7 @@ def test_wrong_keywords_are_refused(model: ChatModel, given: dict[str, Any], wor
     [
         ([], "no message"),
         ("hello", "a single text"),
+        (5, "a single int"),
         ({"role": "user", "content": "x"}, "a single message"),
         ([{"role": "user"}], "message 1 is not a message"),
         ([{"role": "usr", "content": "x"}], "did you mean 'user'"),

@@ -43,7 +43,7 @@ def check_target(path: Path, *sources: Path, kinds: Sequence[str] = WRITERS) -> 
         raise DataError(
             f"cannot write {path.name}: unknown kind of file {path.suffix!r}",
             where=str(path),
-            remedy=f"let the name end in {'one of ' if len(kinds) > 1 else ''}{', '.join(kinds)}",
+            remedy=f"let the name end in {' or '.join(kinds)}",
         )
 
 
