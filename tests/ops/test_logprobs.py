@@ -287,5 +287,5 @@ def test_the_gradient_of_a_head_in_half_precision_is_summed_wide() -> None:
     assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
     # p = 1/2 everywhere: half of each hidden state towards the target's row
     expected = hidden.double().sum(0) / 2
-    close(weight.grad.double(), torch.stack([expected, -expected]), 0.01 * float(expected.max()))
-    close(bias.grad.double(), [150.0, -150.0], 1.0)  # type: ignore[union-attr]
+    close(weight.grad.double(), torch.stack([expected, -expected]), 0.01)
+    close(bias.grad.double(), [150.0, -150.0], 0.01)  # type: ignore[union-attr]

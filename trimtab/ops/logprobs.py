@@ -79,10 +79,10 @@ def vocabulary_mean(
         logp: log p of the targets at this temperature, as `logprobs_and_entropy` gives it, gradients included.
     """
     wide = _wide(hidden)
-    direction = weight.to(wide).mean(dim=0) - weight[targets].to(wide)
+    direction = weight.to(wide).mean(dim=0) - weight[targets]
     z = torch.linalg.vecdot(hidden.to(wide), direction)
     if bias is not None:
-        z = z + bias.to(wide).mean() - bias[targets].to(wide)
+        z = z + bias.to(wide).mean() - bias[targets]
     found: Tensor = logp + z / temperature
     return found
 
@@ -219,7 +219,7 @@ def _by_tiles(
     entropy = total.log() - (sloped + own * relative) / total
     unit = None
     if pull is not None:
-        share = (others / total) * weight[targets].to(wide)
+        share = (others / total) * weight[targets]
         unit = share.sub_(pull.div_(total)).div_(temperature).to(hidden.dtype)
     return (z_target - log_norm).squeeze(-1), entropy.squeeze(-1), unit
 
