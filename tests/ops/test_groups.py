@@ -48,6 +48,8 @@ def test_advantages() -> None:
     # without a baseline the batch's mean, 12 / 5, goes too; squares 0.36 + 1.96 + 0.16 + 12.96 + 5.76 = 21.2
     std = math.sqrt(21.2 / 4) + 1e-4
     near(group_advantages(SCORE, GROUP, "none", "batch"), [x / std for x in (0.6, -1.4, -0.4, 3.6, -2.4)])
+    # a batch of two: 1 and -1 about their mean, variance 2 / 1
+    near(group_advantages(SCORE[:2], GROUP[:2], "none", "batch"), [x / (math.sqrt(2) + 1e-4) for x in (1, -1)])
 
 
 @pytest.mark.parametrize("normalisation", ["none", "group", "batch"])
@@ -71,11 +73,11 @@ def test_workers_normalise_over_the_batch_of_all(baseline: Baseline) -> None:
 @pytest.mark.parametrize("normalisation", ["none", "group", "batch"])
 @pytest.mark.parametrize("baseline", ["leave_one_out", "mean"])
 def test_equal_scores_have_no_advantage(baseline: str, normalisation: str, k: int, dtype: torch.dtype) -> None:
-    """Exactly none: Adam makes a full step of whatever rounding leaves. 0.7 and -2.9 have sums that are rounded."""
-    score = torch.tensor([0.7] * k + [-2.9] * k, dtype=dtype)
-    group = torch.arange(2).repeat_interleave(k)
+    """Exactly none: Adam makes a full step of whatever rounding leaves. 0.7, -2.9 and 57.7 have sums that are rounded."""
+    score = torch.tensor([0.7] * k + [-2.9] * k + [57.7] * k, dtype=dtype)
+    group = torch.arange(3).repeat_interleave(k)
     found = group_advantages(score, group, baseline, normalisation)  # type: ignore[arg-type]
-    assert found.tolist() == [0] * (2 * k)
+    assert found.tolist() == [0] * (3 * k)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=6, max_size=6))
