@@ -262,12 +262,14 @@ class RolloutBatch:
 
     Attributes:
         mask: real scored tokens.
-        logp_old: the policy that sampled, by the trainer's own forward.
+        logp_old: the policy that sampled, by the trainer's own forward; with `fresh` as the sampler had it, until the update's first
+            and only pass over a row gives it.
         logp_ref: the reference; None when the algorithm needs none.
         values: the critic at the state *before* each token; None without a critic.
         score: the reward of each completion, shaped (penalty, clip, normalisation).
         group: completions of one prompt share a number.
         finished: the completion ended by itself.
+        fresh: one optimizer step follows, so the policy that is trained is still the one that sampled.
         greedy: the score of the greedy answer to each completion's prompt; None unless the algorithm asks for it.
         kl_coef: beta, now.
         score_std: running standard deviation of the raw scores, the unit of `clip_range_value`.
@@ -280,6 +282,7 @@ class RolloutBatch:
     group: Int[Tensor, " b"]
     finished: Bool[Tensor, " b"]
     kl_coef: float
+    fresh: bool = False
     logp_ref: Float[Tensor, "b t"] | None = None
     values: Float[Tensor, "b t"] | None = None
     advantages: Float[Tensor, "b t"] | None = None

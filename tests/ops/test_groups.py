@@ -130,3 +130,7 @@ def test_log_ratio_of_an_answer() -> None:
     near(sequence_log_ratio(logp, torch.full_like(logp, 0.05), mask, mean=False), [0.45, 0.2])
     near(sequence_log_ratio(logp, torch.zeros_like(logp), mask, mean=True), [0.2, 0.15])
     assert sequence_log_ratio(logp, logp, mask & False, mean=True).tolist() == [0, 0]
+    assert sequence_log_ratio(logp[:, :1], torch.zeros(2, 1, dtype=torch.float64), mask[:, :1], mean=True).tolist() == [
+        0.1,
+        0.1,
+    ]

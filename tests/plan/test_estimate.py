@@ -29,7 +29,7 @@ N = 10 * 100 * (2 * 100 + 2 * 50 + 3 * 300)  # parameters of the linear layers
 LENGTHS = Lengths(rows=100, prompt=30.0, answer=10.0, longest=40)
 JOB = Job(
     stage="ppo", trained="lora", rank=8, targets=("all",), bits=None, compute=4, pure=False, rows=10, group=1, rollout=10,
-    updates=4, reference="adapter", critic="adapter", reward="adapter", frozen_copy=False, scored=True, new=10,
+    updates=4, reference="adapter", old=True, critic="adapter", reward="adapter", frozen_copy=False, scored=True, new=10,
     lengths=LENGTHS, evaluates=False,
 )  # fmt: skip
 BOX = Machine(name="box", kind="cpu", memory=10**12, rate=1e12, rate32=1e11, bandwidth=1e10)
@@ -45,7 +45,7 @@ def test_the_cost_model_per_sample() -> None:
     """Per sample, full / LoRA, in N x tokens: PPO of four epochs with a critic adapter 58 / 42, RLOO 14 / 12, GRPO alone 8 / 6."""
     unit = N * JOB.step_tokens
     rloo = replace(JOB, stage="rloo", updates=1, critic="")
-    grpo = replace(JOB, stage="grpo", updates=1, critic="", reference="", reward="")
+    grpo = replace(JOB, stage="grpo", updates=1, critic="", reference="", reward="", old=False)
     costs = {}
     for name, job in (("ppo", JOB), ("rloo", rloo), ("grpo", grpo)):
         for trained in ("full", "lora"):
@@ -53,9 +53,9 @@ def test_the_cost_model_per_sample() -> None:
     assert costs["ppo", "lora"] == pytest.approx(42)
     assert costs["rloo", "full"] == pytest.approx(14)
     assert costs["rloo", "lora"] == pytest.approx(12)
-    # the trained model's old log-probabilities are a pass of their own here: two more than the bare minimum of 8 / 6
-    assert costs["grpo", "full"] == pytest.approx(10)
-    assert costs["grpo", "lora"] == pytest.approx(8)
+    assert costs["grpo", "full"] == pytest.approx(8)
+    assert costs["grpo", "lora"] == pytest.approx(6)
+    assert sum(without_head(replace(rloo, old=False)).values()) / unit == pytest.approx(10)
     # beside a trained policy the critic is an adapter on the frozen copy: its updates cost 4 and not 6
     assert costs["ppo", "full"] == pytest.approx(58 - 4 * 2)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +16,11 @@ from trimtab.rewards import Answer
 from trimtab.rewards.model import ModelReward
 from trimtab.rewards.shaping import overlong_cost
 from trimtab.rundir import RunFolder
-from trimtab.train.assemble import POLICY, REFERENCE, assemble
+from trimtab.train import online, rollout
+from trimtab.train.assemble import POLICY, REFERENCE, Session, assemble
 from trimtab.train.online import OnlineTrainer, what_moves_the_optimum
 from trimtab.train.rollout import score_role
-from trimtab.types import RolloutBatch, TokenRow
+from trimtab.types import Completion, Prompt, RolloutBatch, TokenRow
 
 pytestmark = pytest.mark.unit
 
@@ -239,3 +242,65 @@ def test_the_rows_own_answer_as_a_baseline(
     assert plain["advantage/std"] == pytest.approx(less["advantage/std"], rel=1e-5)
     assert plain["score/mean"] > less["score/mean"] - 10
     assert plain["score/mean"] != less["score/mean"]
+
+
+@pytest.mark.parametrize(("stage", "more"), [("rloo", {}), ("online_dpo", {}), ("grpo", {"preset": "gspo"})])
+def test_minibatches_of_unlike_lengths(
+    stage: str, more: dict[str, Any], keys: Keys, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One loss an answer or a pair, and the longest answer of the rollout batch is in one minibatch only."""
+    one = trainer(keys, stage, tmp_path, rm_folder, ppo_buffer_size=3, per_device_train_batch_size=1, **more)
+    make = Session.generator
+
+    def generator(session: Session) -> Any:
+        engine = make(session)
+        whole = engine.generate
+
+        def cut(prompts: Sequence[Prompt], *rest: Any, k: int = 1, **named: Any) -> list[Completion]:
+            return [
+                replace(c, token_ids=c.token_ids[: 2 + i // k], logprobs=c.logprobs[: 2 + i // k], finish="length")
+                for i, c in enumerate(whole(prompts, *rest, k=k, **named))
+            ]
+
+        return SimpleNamespace(update=engine.update, generate=cut)
+
+    monkeypatch.setattr(Session, "generator", generator)
+    figures = one.step(0)
+    assert figures["length/mean"] == pytest.approx(3.0)
+    assert figures["loss"] != 0 and figures["grad_norm/policy"] > 0
+
+
+@pytest.mark.parametrize("stage", ["rloo", "grpo", "reinforce_pp", "remax", "raft", "online_dpo"])
+def test_one_optimizer_step_needs_no_pass_for_the_old_log_probabilities(
+    stage: str, keys: Keys, rm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update's own pass has them: the same figures and the same weights as with that pass made."""
+    scored: list[str] = []
+    score, collect = rollout.score_role, online.collect
+
+    def watched(session: Session, role: str, *rest: Any, **named: Any) -> dict[str, torch.Tensor]:
+        scored.append(role)
+        return score(session, role, *rest, **named)
+
+    def made(*rest: Any, **named: Any) -> Any:
+        return collect(*rest, **{**named, "one_step": False})
+
+    monkeypatch.setattr(rollout, "score_role", watched)
+    found = []
+    for name, way in (("without", collect), ("with", made)):
+        monkeypatch.setattr(online, "collect", way)
+        (tmp_path / name).mkdir()
+        one = trainer(keys, stage, tmp_path / name, rm_folder, learning_rate=1e-2, adam_epsilon=1e-4, ppo_buffer_size=1)
+        one.step(0)  # the reference has been left behind
+        scored.clear()
+        figures = one.step(1)
+        assert (POLICY in scored) == (name == "with") and REFERENCE in scored
+        assert 0 < figures["sampler_diff/max"] < 1e-4
+        found.append((figures, {n: p.detach().clone() for n, p in one.parameters[POLICY].items()}))
+    (without, ours), (passed, theirs) = found
+    assert without.keys() == passed.keys()
+    for name in without.keys() - {n for n in without if n.startswith("seconds/")}:
+        if not name.startswith("sampler_diff/"):
+            assert without[name] == pytest.approx(passed[name], rel=1e-3, abs=2e-4), name
+    for name, weight in ours.items():
+        assert torch.allclose(weight, theirs[name], atol=2e-5), name

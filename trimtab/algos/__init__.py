@@ -76,12 +76,16 @@ ALGORITHMS = Registry(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """Which models besides the policy an algorithm wants beside it; `greedy`: the greedy answer's score of every prompt."""
+    """Which models besides the policy an algorithm wants beside it; `greedy`: the greedy answer's score of every prompt.
+
+    `old`: what `credit` gives depends on the old log-probabilities (a KL in the reward), beyond the figures that it logs.
+    """
 
     reference: bool
     critic: bool
     reward: bool
     greedy: bool = False
+    old: bool = True
 
 
 class Online(Protocol):

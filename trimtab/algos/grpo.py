@@ -77,7 +77,8 @@ class Grpo:
 
     @property
     def needs(self) -> Needs:
-        return Needs(reference=self.kl_coef > 0, critic=False, reward=True)
+        kl = self.kl_coef > 0
+        return Needs(reference=kl, critic=False, reward=True, old=kl and self.how.kl_placement == "reward")
 
     @property
     def reduction(self) -> Reduction:

@@ -48,7 +48,7 @@ class OnlineDpo:
     kind: ClassVar[Literal["online"]] = "online"
     unit: ClassVar[Literal["pair"]] = "pair"
     reduction: ClassVar[Literal["row"]] = "row"
-    needs: ClassVar[Needs] = Needs(reference=True, critic=False, reward=True)
+    needs: ClassVar[Needs] = Needs(reference=True, critic=False, reward=True, old=False)
     kl_coef: ClassVar[float] = 0.0
 
     group_size: int = 4

@@ -59,7 +59,8 @@ class Raft:
 
     @property
     def needs(self) -> Needs:
-        return Needs(reference=self.kl_coef > 0, critic=False, reward=True)
+        kl = self.kl_coef > 0
+        return Needs(reference=kl, critic=False, reward=True, old=kl and self.how.kl_placement == "reward")
 
     @classmethod
     def from_config(cls, config: Any) -> Raft:

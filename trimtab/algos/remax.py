@@ -58,7 +58,8 @@ class Remax:
 
     @property
     def needs(self) -> Needs:
-        return Needs(reference=self.kl_coef > 0, critic=False, reward=True, greedy=True)
+        kl = self.kl_coef > 0
+        return Needs(reference=kl, critic=False, reward=True, greedy=True, old=kl and self.how.kl_placement == "reward")
 
     @classmethod
     def from_config(cls, config: Any) -> Remax:

@@ -273,7 +273,7 @@ def _flops(job: Job, shape: Shape, *, checkpointing: bool) -> dict[str, float]:
     prompts = job.rollout * job.lengths.prompt
     written = entries * job.lengths.answer
     found = {"rollout": 2 * n * (prompts + written) + head}
-    score = forward + head
+    score = forward + head if job.old else 0
     if job.reference:
         score += forward + head
     if job.critic == "adapter":

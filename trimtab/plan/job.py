@@ -40,6 +40,7 @@ class Job:
     rollout: prompts of a rollout batch; 0 in offline stages.
     updates: passes over each row or completion.
     reference, critic, reward: the roles beside the policy: "" (none), "adapter" (on the base or its copy), "head", "model".
+    old: the policy scores what it wrote before the update does.
     frozen_copy: is there a frozen copy of the starting weights (full, freeze)?
     judges: how many reward models.
     share: of the weights that is trained.
@@ -59,6 +60,7 @@ class Job:
     rollout: int
     updates: int
     reference: str
+    old: bool
     critic: str
     reward: str
     frozen_copy: bool
@@ -135,6 +137,7 @@ def job_of(config: Any, lengths: Lengths, *, bfloat16: bool) -> Job:
         rollout=int(config.rollout_size) if online else 0,
         updates=int(getattr(config, "ppo_epochs", 1)) if online else 1,
         reference=reference,
+        old=online and _scores_old(config, half),
         critic=critic,
         reward=reward,
         judges=1 if isinstance(models, str) else len(models),
@@ -146,6 +149,13 @@ def job_of(config: Any, lengths: Lengths, *, bfloat16: bool) -> Job:
         max_steps=max(0, config.max_steps),
         epochs=float(config.num_train_epochs),
     )
+
+
+def _scores_old(config: Any, half: bool) -> bool:
+    """Is there a pass for the old log-probabilities? (`train/rollout.py` says when there is none.)"""
+    one_step = config.ppo_epochs == 1 and config.rollout_size <= config.batch_size
+    credited = config.stage != "online_dpo" and bool(config.kl_coef) and config.kl_placement == "reward"
+    return not one_step or getattr(config, "critic", "") == "head" or (half and credited)
 
 
 def _refers(config: Any, online: bool) -> bool:

@@ -28,7 +28,15 @@ from trimtab.train.assemble import CRITIC, POLICY, REFERENCE, Session
 from trimtab.train.loop import Figures
 from trimtab.train.offline import described, score_tasks
 from trimtab.train.optim import make_optimizer
-from trimtab.train.rollout import Collected, Draw, collect, completion_row, reward_completions, score_role
+from trimtab.train.rollout import (
+    Collected,
+    Draw,
+    collect,
+    completion_row,
+    reward_completions,
+    sampler_figures,
+    score_role,
+)
 from trimtab.train.step import Forward, Sums, backward_tokens, clip_and_step
 from trimtab.train.weights import refresh_reference
 from trimtab.types import Completion, LossTerms, Prompt, RolloutBatch, Sampling, take
@@ -100,6 +108,7 @@ class OnlineTrainer:
             version=self.version,
             baselines=self.baselines,
             more=self._next if dynamic else None,
+            one_step=self.algorithm.epochs == 1 and config.rollout_size <= config.batch_size,
         )
         self.moments = collected.moments
         self.current = [
@@ -176,7 +185,7 @@ class OnlineTrainer:
                         value_sums.append(minibatch.critic())
                     norms.append((CRITIC, self._clip_and_step(CRITIC)))
                 if not first:
-                    first = _first_minibatch(sums, part, weights)
+                    first = _first_minibatch(sums, part, weights) | minibatch.sampler_figures()
         figures = _mean_figures(policy_sums, value_sums)
         for role in self.optimizers:
             own = [norm for owner, norm in norms if owner == role]
@@ -290,6 +299,7 @@ class _Minibatch:
             names,
             how,
         )
+        self.logp = torch.zeros_like(batch.logp_old)  # of a fresh batch, as the pass gives it
 
     def policy(self, only_critic: bool) -> Sums:
         """The policy's pass; with `critic: head` the value loss rides on it (in warm-up alone)."""
@@ -297,6 +307,9 @@ class _Minibatch:
 
         def loss(scores: TokenScores, which: list[int]) -> LossTerms:
             part = take(self.batch, which)
+            if part.fresh:
+                self.logp[which] = scores.policy.logp.detach()
+                part = replace(part, logp_old=self.logp[which])
             terms = algorithm.policy_loss(scores.policy, part)
             if only_critic:  # measured, not learnt: no gradient reaches the layers
                 terms = LossTerms(loss=torch.zeros_like(terms.loss), means=terms.means, maxima=terms.maxima)
@@ -320,8 +333,15 @@ class _Minibatch:
             value_head=on_policy,
             trunk_learns=not only_critic,
             unit=2 if algorithm.unit == "pair" else 1,
+            width=self.batch.mask.shape[1],
             names=self.names,
         )
+
+    def sampler_figures(self) -> Figures:
+        """The sampler's log-probabilities beside this pass's own, where nothing measured them before."""
+        if not self.batch.fresh or not bool(self.batch.mask.any()):
+            return {}
+        return sampler_figures(self.batch.logp_old - self.logp, self.batch.mask)
 
     def critic(self) -> Sums:
         """The critic's pass, when it is an adapter of its own."""
@@ -340,6 +360,7 @@ class _Minibatch:
             self.how,
             lm_head=False,
             value_head=True,
+            width=self.batch.mask.shape[1],
             names=self.names,
         )
 

@@ -127,6 +127,7 @@ def collect(
     version: int,
     baselines: dict[int, float] | None = None,
     more: More | None = None,
+    one_step: bool = False,
 ) -> Collected:
     """Answer every prompt k times and score the answers for all roles that the algorithm needs.
 
@@ -134,6 +135,8 @@ def collect(
         baselines: with `reward_baseline: answer`, what is known so far of the prompts' own answers, by the prompt's number; added to.
         more: with dynamic sampling, where further prompts come from: a group whose scores are all equal teaches nothing, and is replaced
             until the batch is full or `dynamic_sampling_rounds` are over.
+        one_step: one optimizer step follows. Its own pass then gives the old log-probabilities, and none is made for them here, unless
+            `credit` needs them and the sampler's are not good enough for that (it computed in less than float32).
     """
     config = session.config
     seconds = {"seconds/sample": 0.0, "seconds/reward": 0.0}
@@ -160,29 +163,29 @@ def collect(
     clock = time.monotonic()
     rows = [completion_row(r.prompt, r.completion) for r in rollouts]
     head_on_policy = needs.critic and config.critic == "head"
-    old = score_role(session, POLICY, rows, temperature=sampling.temperature, value_head=head_on_policy)
+    fresh = one_step and not head_on_policy and not (needs.old and session.dtype.itemsize < 4)
+    old: dict[str, Tensor] = {}
+    if not fresh:
+        old = score_role(session, POLICY, rows, temperature=sampling.temperature, value_head=head_on_policy)
     ref = score_role(session, REFERENCE, rows, temperature=sampling.temperature)["logp"] if needs.reference else None
     values = old.get("values")
     if needs.critic and not head_on_policy:
         values = score_role(session, CRITIC, rows, temperature=1.0, lm_head=False, value_head=True)["values"]
 
-    device, dtype = session.device, old["logp"].dtype
+    device, dtype = session.device, torch.promote_types(session.dtype, torch.float32)
     completions = [r.completion for r in rollouts]
     lengths = torch.tensor([len(c.token_ids) for c in completions], device=device)
     mask = torch.arange(int(lengths.max()), device=device)[None] < lengths[:, None]
-    drawn = torch.zeros_like(old["logp"])
+    drawn = torch.zeros(mask.shape, dtype=dtype, device=device)
     drawn[mask] = torch.tensor([lp for c in completions for lp in c.logprobs], dtype=dtype, device=device)
-    difference = (drawn - old["logp"])[mask]
-    stats = {
-        "sampler_diff/mean": float(difference.abs().mean()),
-        "sampler_diff/max": float(difference.abs().max()),
-        "sampler_diff/signed": float(difference.mean()),
-    }
+    logp_old = old.get("logp", drawn)
+    stats = {} if fresh else sampler_figures(drawn - logp_old, mask)
     if more is not None:
         stats |= {"dynamic/left_out": float(left_out), "dynamic/rounds": float(rounds)}
     batch = RolloutBatch(
         mask=mask,
-        logp_old=old["logp"],
+        logp_old=logp_old,
+        fresh=fresh,
         logp_ref=ref,
         values=values,
         score=torch.tensor([scored.score for scored in kept], dtype=dtype, device=device),
@@ -195,6 +198,16 @@ def collect(
     )
     seconds["seconds/score"] = time.monotonic() - clock
     return Collected(rollouts=rollouts, rows=rows, batch=batch, moments=moments, seconds=seconds)
+
+
+def sampler_figures(difference: Tensor, mask: Tensor) -> dict[str, float]:
+    """How far the sampler's log-probabilities `[b t]` lie from the trainer's: in float32 by rounding."""
+    real = difference[mask]
+    return {
+        "sampler_diff/mean": float(real.abs().mean()),
+        "sampler_diff/max": float(real.abs().max()),
+        "sampler_diff/signed": float(real.mean()),
+    }
 
 
 @dataclass(frozen=True, slots=True)

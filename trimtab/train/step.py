@@ -74,6 +74,7 @@ def backward_tokens(
     trunk_learns: bool = True,
     coefficient: float = 1.0,
     unit: int = 1,
+    width: int | None = None,
     names: Sequence[str] = (),
 ) -> Sums:
     """Add the gradient of `coefficient * sum(weights * loss)` to the role's parameters.
@@ -83,6 +84,7 @@ def backward_tokens(
         loss: unreduced loss of some rows (their scores padded to t, their numbers); one without a gradient is only measured.
         trunk_learns: False: only the head's parameters get a gradient, and the layers' backward pass does not run.
         unit: rows that one entry of a loss on whole answers is made of (2 for pairs): consecutive, never separated.
+        width: t, where it is not the most scored tokens of these rows.
         names: what to call each row (each entry) when its loss is not finite.
 
     Raises:
@@ -91,7 +93,6 @@ def backward_tokens(
 
     def work(budget: int) -> Sums:
         sums = Sums()
-        width = weights.shape[1] if weights.ndim == 2 else max(len(row.scored) for row in rows)
         for chunk in plan(rows, budget, layout=how.layout, unit=unit):
             with roles.enter(role, dropout=how.dropout) as spec:
                 scores = score_tokens(
@@ -101,7 +102,7 @@ def backward_tokens(
                     temperature=how.temperature,
                     lm_head=lm_head,
                     head=spec.head if value_head else None,
-                    width=width,
+                    width=width or max(len(row.scored) for row in rows),
                     mean_logp=how.mean_logp,
                     trunk_learns=trunk_learns,
                 )
