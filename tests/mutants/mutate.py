@@ -57,6 +57,9 @@ SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Or: (ast.And,),
 }
 
+# Keywords that do nothing where the tests run: lengths agree, and there is one device.
+IDLE = {"strict", "device"}
+
 # The order of their arguments is nothing.
 ORDERLESS = {"min", "max", "minimum", "maximum", "logaddexp", "vecdot"}
 
@@ -115,7 +118,7 @@ def _places(node: ast.AST, function: str = "module") -> Iterator[tuple[ast.AST, 
                 continue
             if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):  # a docstring
                 continue
-            if _is_type(child) or (isinstance(child, ast.keyword) and child.arg == "strict"):
+            if _is_type(child) or (isinstance(child, ast.keyword) and child.arg in IDLE):
                 continue
             inside = child.name if isinstance(child, ast.FunctionDef | ast.ClassDef) else function
             yield node, key, index, inside
@@ -168,7 +171,7 @@ def _faults(node: ast.AST, parent: ast.AST, key: str) -> Iterator[ast.AST]:
             elif args and not isinstance(args[0], ast.Starred):
                 yield args[0]  # f(x, ...) -> x
             for i, word in enumerate(keywords):
-                if word.arg not in (None, "strict"):
+                if word.arg is not None and word.arg not in IDLE:
                     yield _with(node, keywords=[*keywords[:i], *keywords[i + 1 :]])
             if (
                 len(args) >= 2

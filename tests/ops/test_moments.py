@@ -50,6 +50,6 @@ def test_correlation_by_hand() -> None:
     assert correlation([1.0, 2.0, 3.0], [1.0, 4.0, 1.0]) == pytest.approx(0.0)
     assert correlation([1.0, 2.0, 3.0], [1.0, 2.0, 4.0]) == pytest.approx(3 / math.sqrt(2 * 14 / 3))
     assert correlation([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
-    assert correlation([1.0, 1.0], [3.0, 2.0]) == correlation([], []) == 0.0
+    assert correlation([1.0, 1.0], [3.0, 2.0]) == correlation([3.0, 2.0], [1.0, 1.0]) == correlation([], []) == 0.0
     with pytest.raises(ValueError, match="2 values"):
         correlation([1.0, 2.0], [1.0])

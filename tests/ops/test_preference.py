@@ -156,9 +156,9 @@ def test_log_ratios_sum_scored_tokens_and_nothing_else() -> None:
 
 
 def test_tail_weights_by_hand() -> None:
-    """Pairs of 4 and 2 tokens, of 1 and 3: what the longer has beyond the shorter counts by alpha."""
-    mask = torch.arange(4)[None] < torch.tensor([4, 2, 1, 3])[:, None]
-    want = [[1, 1, 0.25, 0.25], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0.25, 0.25, 0]]
+    """Pairs of 4 and 2 tokens, of 1 and 3, of 2 and 2: what the longer has beyond the shorter counts by alpha."""
+    mask = torch.arange(4)[None] < torch.tensor([4, 2, 1, 3, 2, 2])[:, None]
+    want = [[1, 1, 0.25, 0.25], [1, 1, 0, 0], [1, 0, 0, 0], [1, 0.25, 0.25, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
     close(P.tail_weights(mask, 0.25, dtype=torch.float64), want)
     close(P.tail_weights(mask, 1.0, dtype=torch.float64), mask.double())
 
@@ -294,7 +294,8 @@ def test_every_loss_falls_as_the_chosen_answer_becomes_likelier(h: float) -> Non
 
 
 def test_figures_of_pairs_count_a_tie_as_an_error() -> None:
-    figures = P.pair_figures(f64([1.0, 2.0]).requires_grad_(), f64([1.0, 1.0]), f64([-3.0, -4.0]), f64([-5.0, -6.0]))
+    given = ([1.0, 2.0], [1.0, 1.0], [-3.0, -4.0], [-5.0, -6.0])
+    figures = P.pair_figures(*(f64(row).requires_grad_() for row in given))
     assert {name: array.tolist() for name, array in figures.items()} == {
         "rewards/chosen": [1, 2],
         "rewards/rejected": [1, 1],
@@ -304,3 +305,4 @@ def test_figures_of_pairs_count_a_tie_as_an_error() -> None:
         "logps/rejected": [-5, -6],
     }
     assert not any(array.requires_grad for array in figures.values())
+    assert all(array.dtype == torch.float64 for array in figures.values())

@@ -34,10 +34,10 @@ def all_real(scores: Tensor) -> Tensor:
 
 
 def test_the_pairs_of_a_ranking() -> None:
-    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False], [False, False, False]])
     assert pairs_of(mask).nonzero().tolist() == [[0, 0, 1], [0, 0, 2], [0, 1, 2], [1, 0, 1]]
-    values = torch.arange(9, dtype=torch.float64).view(1, 3, 3).expand(3, 3, 3)
-    close(mean_over_pairs(values, mask), [(1 + 2 + 5) / 3, 1.0, 0.0])
+    values = torch.arange(9, dtype=torch.float64).view(1, 3, 3).expand(4, 3, 3)
+    close(mean_over_pairs(values, mask), [(1 + 2 + 5) / 3, 1.0, 0.0, 0.0])
 
 
 def test_ranked_pairs_by_hand() -> None:
@@ -63,6 +63,13 @@ def test_ranked_pairs_with_margin_centring_and_smoothing() -> None:
     close(loss, [LN2 + 0.9])
     loss.sum().backward()
     close(scores.grad, [[-0.25 + 0.6, 0.25 + 0.6]])
+
+
+def test_each_ranking_has_its_own_margin() -> None:
+    """Leads 1 and 2 with margins 1 and 2 are draws; with 1 for both the second is ahead by 1."""
+    scores = f64([[2.0, 1.0], [5.0, 3.0]])
+    close(ranked_pairs(scores, all_real(scores), f64([1.0, 2.0])), [LN2, LN2])
+    close(ranked_pairs(scores, all_real(scores), 1.0), [LN2, math.log1p(math.exp(-1))])
 
 
 def test_smoothed_bradley_terry_by_hand() -> None:

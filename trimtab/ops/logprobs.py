@@ -220,7 +220,7 @@ def _by_tiles(
     unit = None
     if pull is not None:
         share = (others / total) * weight[targets]
-        unit = share.sub_(pull.div_(total)).div_(temperature).to(hidden.dtype)
+        unit = share.sub_(pull.div_(total)).div_(temperature)
     return (z_target - log_norm).squeeze(-1), entropy.squeeze(-1), unit
 
 

@@ -51,10 +51,9 @@ def tail_weights(
     """
     own = lengths(mask)
     shared = own.view(-1, 2).amin(dim=-1).repeat_interleave(2)
-    place = mask.to(torch.int64).cumsum(dim=-1)  # 1 at the first scored token
+    place = mask.cumsum(dim=-1)  # 1 at the first scored token
     beyond = place > shared.unsqueeze(-1)
-    one = torch.ones((), dtype=dtype, device=mask.device)
-    return torch.where(mask, torch.where(beyond, alpha * one, one), 0 * one)
+    return mask.to(dtype).masked_fill(mask & beyond, alpha)
 
 
 # ------------------------------------------------------------------------------------------------- pairs, by their lead

@@ -15,7 +15,7 @@ from trimtab.ops.losses import bradley_terry
 
 def pairs_of(mask: Bool[Tensor, "b k"]) -> Bool[Tensor, "b k k"]:
     """Which (i, j) are a real pair with i ranked above j."""
-    above = torch.ones(mask.shape[-1], mask.shape[-1], dtype=torch.bool, device=mask.device).triu(1)
+    above = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).triu(1)
     return mask.unsqueeze(-1) & mask.unsqueeze(-2) & above
 
 
@@ -41,8 +41,8 @@ def ranked_pairs(
     """
     held = torch.where(mask, scores, 0.0)
     wide = margin[:, None, None] if isinstance(margin, Tensor) else margin
-    better = held.unsqueeze(-1).expand(-1, -1, held.shape[-1])
-    worse = held.unsqueeze(-2).expand(-1, held.shape[-1], -1)
+    better = held.unsqueeze(-1).expand(-1, -1, held.shape[1])
+    worse = held.unsqueeze(-2).expand(-1, held.shape[1], -1)
     return mean_over_pairs(bradley_terry(better, worse, wide, center_coef, smoothing), mask)
 
 
@@ -52,7 +52,7 @@ def plackett_luce(scores: Float[Tensor, "b k"], mask: Bool[Tensor, "b k"]) -> Fl
     Luce (1959), Plackett (1975); as a loss Xia et al. (2008, ListMLE). The best answer is drawn from all with probability
     softmax(r), the next from those that are left, and so on. For two answers it is Bradley-Terry. It sees differences only.
     """
-    k = mask.shape[-1]
+    k = mask.shape[1]
     held = torch.where(mask, scores, 0.0)
     left = torch.ones(k, k, dtype=torch.bool, device=mask.device).triu()  # j is among what is left at stage i
     alone = torch.eye(k, dtype=torch.bool, device=mask.device)  # keeps a padded stage finite: it is its own only choice
