@@ -30,7 +30,14 @@ def close(got: Tensor, want: object) -> None:
     ],
 )
 def test_weights_by_hand(kind: Reduction, weights: object) -> None:
-    close(reduction_weights(MASK, kind, max_length=5, dtype=torch.float64), weights)
+    found = reduction_weights(MASK, kind, max_length=5, dtype=torch.float64)
+    assert found.dtype == torch.float64
+    close(found, weights)
+
+
+@pytest.mark.parametrize(("kind", "weight"), [("token", 1.0), ("sequence", 1.0), ("constant", 0.2), ("row", 1.0)])
+def test_a_single_token_has_all_the_weight(kind: Reduction, weight: float) -> None:
+    assert reduction_weights(torch.tensor([[True]]), kind, max_length=5).flatten().tolist() == pytest.approx([weight])
 
 
 def test_rows_may_be_given_as_rows() -> None:

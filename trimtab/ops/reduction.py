@@ -51,7 +51,7 @@ def reduction_weights(
     rows = (lengths > 0).sum()
     match kind:
         case "token":
-            share, count = tokens.to(dtype), tokens.sum()
+            share, count = tokens, tokens.sum()
         case "sequence":
             share, count = tokens.to(dtype) / lengths.clamp(min=1), rows
         case "constant":
@@ -59,5 +59,5 @@ def reduction_weights(
                 raise ValueError("the constant reduction needs max_length")
             share, count = tokens.to(dtype) / max_length, rows
         case "row":
-            share, count = (lengths > 0).squeeze(-1).to(dtype), rows
+            share, count = (lengths > 0).squeeze(-1), rows
     return share / reduce(count.to(dtype)).clamp(min=1)
