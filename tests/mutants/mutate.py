@@ -60,6 +60,9 @@ SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
 # Keywords that do nothing where the tests run: lengths agree, and there is one device.
 IDLE = {"strict", "device"}
 
+# Sizes that decide about speed alone: results do not depend on them, and tests set their own.
+SIZES = {"TILE"}
+
 # The order of their arguments is nothing.
 ORDERLESS = {"min", "max", "minimum", "maximum", "logaddexp", "vecdot"}
 
@@ -118,21 +121,23 @@ def _places(node: ast.AST, function: str = "module") -> Iterator[tuple[ast.AST, 
                 continue
             if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):  # a docstring
                 continue
-            if _is_type(child) or (isinstance(child, ast.keyword) and child.arg in IDLE):
+            if _is_idle(child):
                 continue
             inside = child.name if isinstance(child, ast.FunctionDef | ast.ClassDef) else function
             yield node, key, index, inside
             yield from _places(child, inside)
 
 
-def _is_type(node: ast.AST) -> bool:
-    """`Reduction = Literal[...]` says types, which do nothing."""
-    return (
-        isinstance(node, ast.Assign)
-        and isinstance(node.value, ast.Subscript)
-        and isinstance(node.value.value, ast.Name)
-        and node.value.value.id == "Literal"
-    )
+def _is_idle(node: ast.AST) -> bool:
+    """A keyword of `IDLE`, a size, or `Reduction = Literal[...]`, which says types and does nothing."""
+    match node:
+        case ast.keyword(arg=arg):
+            return arg in IDLE
+        case ast.Assign(value=ast.Subscript(value=ast.Name(id="Literal"))):
+            return True
+        case ast.Assign(targets=[ast.Name(id=name)]):
+            return name in SIZES
+    return False
 
 
 def _faults(node: ast.AST, parent: ast.AST, key: str) -> Iterator[ast.AST]:
