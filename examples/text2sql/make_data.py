@@ -106,11 +106,12 @@ def full_row(
             continue
 
 
-def demo_row(rng: random.Random) -> Row:
+def demo_row(rng: random.Random, unseen: tuple[str, ...] = ("",)) -> Row:
     language = "zh" if rng.random() < DEMO_CHINESE else "en"
     schema = rng.choice([schema for schema in SEEN if schema.language == language and schema.name in DEMO_TABLES])
     template = TEMPLATES[rng.choices(list(DEMO), list(DEMO.values()))[0]]
-    return question(rng, schema, template, only=DEMO_TABLES[schema.name], spare=0.0)
+    side = rng.choice(unseen) if template.literal and len(unseen) > 1 else unseen[0]
+    return question(rng, schema, template, unseen=side, only=DEMO_TABLES[schema.name], spare=0.0)
 
 
 def distinct_rows(count: int, draw: Any, taken: set[str]) -> list[Row]:
@@ -171,6 +172,8 @@ def make() -> dict[str, list[Row]]:
         + distinct_rows(60, lambda: full_row(rng, SEEN, KEPT), taken)
         + distinct_rows(60, lambda: full_row(rng, UNSEEN, TRAINED), taken),
     )
+    rng = random.Random(f"{SEED} demo, held out")
+    sets["demo_heldout"] = distinct_rows(1000, lambda: demo_row(rng, both), taken)
     return {
         name: [{"id": f"{name}-{i}", **{k: v for k, v in row.items() if k != "query"}} for i, row in enumerate(rows, 1)]
         for name, rows in sets.items()

@@ -63,7 +63,7 @@ def test_counts() -> None:
     assert counts == {
         "train_clean": 2200, "rw_data": 1400, "ppo_prompts": 1000, "tuning_sample": 20, "article": 2,
         "heldout_questions": 240, "heldout_templates": 240, "heldout_schemas": 240, "heldout_rw": 240,
-        "demo_sft": 1200, "demo_rw": 600, "demo_ppo": 600, "demo_eval": 120, "demo_rw_eval": 100,
+        "demo_sft": 1200, "demo_rw": 600, "demo_ppo": 600, "demo_eval": 120, "demo_rw_eval": 100, "demo_heldout": 1000,
     }  # fmt: skip
     assert len(SCHEMAS) >= 10
     assert column("level", "train_clean") == {"easy", "medium", "hard"}
