@@ -111,6 +111,17 @@ def analyse(gold: str, dialect: str, known: Schema | None, constant: Constant) -
     return _Reader(known, dialect, constant).read(scopes)
 
 
+def owners(tree: Any, known: Schema) -> dict[int, str]:
+    """The table (lower case) of every column node of a tree, by the node's id; computed columns are left out."""
+    from sqlglot.errors import SqlglotError
+    from sqlglot.optimizer.scope import traverse_scope
+
+    try:
+        return _Reader(known, "", lambda _: None).owners(traverse_scope(tree))
+    except (SqlglotError, RecursionError):
+        return {}
+
+
 class _Reader:
     """Reads the scopes of one query into `facts`."""
 
@@ -122,6 +133,24 @@ class _Reader:
         self.numbers: dict[int, int] = {}  # id of a table in the tree -> its source
 
     def read(self, scopes: Sequence[Any]) -> Facts:
+        self._number(scopes)
+        for scope in scopes:
+            self._scope(scope)
+        return self.facts
+
+    def owners(self, scopes: Sequence[Any]) -> dict[int, str]:
+        from sqlglot import exp
+
+        self._number(scopes)
+        found = {}
+        for scope in scopes:
+            for column in scope.find_all(exp.Column):
+                place = None if isinstance(column.this, exp.Star) else self.place(column, scope)
+                if place is not None and place[0] >= 0:
+                    found.setdefault(id(column), self.facts.table(place))
+        return found
+
+    def _number(self, scopes: Sequence[Any]) -> None:
         from sqlglot import exp
 
         for scope in scopes:
@@ -130,9 +159,6 @@ class _Reader:
                     self.numbers[id(source)] = len(self.facts.sources)
                     self.facts.sources.append(source.name.lower())
                     self.facts.names.append(source.name)
-        for scope in scopes:
-            self._scope(scope)
-        return self.facts
 
     # ------------------------------------------------------------------------------------------------------- columns
 
