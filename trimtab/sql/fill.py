@@ -139,11 +139,37 @@ def _scenes(schema: Schema, one: Facts, values: dict[Cell, list[Any]], fold: int
             yield scene({**best, place: value})
         if len(ranked) > 1 or one.joined:
             yield scene({**best, place: None})
+    yield from _twice(schema, one, best, scene)
     if len(ranked) > 1:
         yield scene({place: listed[-1][0] for place, listed in ranked.items() if listed})
     for having in one.havings:
         if having.keys:
             yield from _groups(schema, one, having, best, scene, values)
+
+
+def _twice(schema: Schema, one: Facts, best: dict[Place, Any], scene: Any) -> Iterator[_Scene]:
+    """Two rows of the answer that show the same, for DISTINCT; two that show different numbers, for MIN, MAX and AVG."""
+    fixed: dict[Place, Any] = {}
+    numbers: list[Place] = []
+    for place in one.shown:
+        table = schema.table(one.table(place))
+        column = table.column(place[1]) if table is not None else None
+        if column is None or column.unique or place in best or place in fixed:
+            continue
+        if any(place in pair for pair in (*one.joined, *one.apart)):
+            continue
+        if column.kind in ("integer", "real"):
+            numbers.append(place)
+        fixed[place] = _own(column, len(fixed), float(len(one.shown) + 3 * len(column.name)))
+    if fixed:
+        block: set[tuple[str, int]] = set()
+        yield scene({**best, **fixed}, block)
+        yield scene({**best, **fixed}, block)
+    if numbers and best:
+        block = set()
+        yield scene({**best, numbers[0]: 11}, block)
+        yield scene({**best, numbers[0]: 26}, block)
+        yield scene({**best, numbers[0]: 17}, block)
 
 
 def _groups(schema: Schema, one: Facts, having: Any, best: dict[Place, Any], scene: Any, values: dict[Cell, list[Any]]) -> Iterator[_Scene]:
@@ -523,5 +549,5 @@ def write(path: Path, schema: Schema, filled: dict[str, list[tuple[Any, ...]]]) 
             if listed:
                 marks = ", ".join("?" * len(table.columns))
                 name = '"' + table.name.replace('"', '""') + '"'
-                db.executemany(f"INSERT INTO {name} VALUES ({marks})", listed)
+                db.executemany(f"INSERT OR IGNORE INTO {name} VALUES ({marks})", listed)
         db.execute("COMMIT")

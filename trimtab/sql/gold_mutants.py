@@ -239,7 +239,10 @@ def _select(node: Any) -> Iterator[str]:
     from sqlglot import exp
 
     distinct, group, order = (node.args.get(name) for name in ("distinct", "group", "order"))
-    inside = isinstance(node.parent, exp.In | exp.Exists) or isinstance(node.parent, exp.Subquery) and isinstance(node.parent.parent, exp.In)
+    inside = isinstance(node.parent, exp.In | exp.Exists) or (
+        isinstance(node.parent, exp.Subquery) and isinstance(node.parent.parent, exp.In)
+    )
+    inside = inside or (isinstance(node.parent, exp.SetOperation) and bool(node.parent.args.get("distinct")))
     if distinct is not None:
         with _set(node, distinct=None):
             yield "DISTINCT taken away"
@@ -321,7 +324,9 @@ def _aggregate(node: Any, schema: Schema, tables: dict[int, str]) -> Iterator[st
 
 def _join(node: Any) -> Iterator[str]:
     side, kind = str(node.args.get("side") or "").upper(), str(node.args.get("kind") or "").upper()
-    if kind in ("CROSS", "OUTER") and not side or (not node.args.get("on") and not node.args.get("using")):
+    if (kind in ("CROSS", "OUTER") and not side) or (not node.args.get("on") and not node.args.get("using")):
+        return
+    if side in ("", "LEFT") and _asked_for(node):
         return
     if side:
         with _set(node, side=None, kind=None):
@@ -329,6 +334,21 @@ def _join(node: Any) -> Iterator[str]:
     else:
         with _set(node, side="LEFT", kind=None):
             yield "a left join"
+
+
+def _asked_for(join: Any) -> bool:
+    """A condition of WHERE fails where the joined table has no row: inner and left join are the same."""
+    from sqlglot import exp
+
+    where = join.parent.args.get("where") if join.parent is not None else None
+    name = join.this.alias_or_name.lower()
+    parts = [] if where is None else list(where.this.flatten()) if isinstance(where.this, exp.And) else [where.this]
+    return any(
+        isinstance(part, exp.EQ | exp.NEQ | exp.LT | exp.LTE | exp.GT | exp.GTE | exp.Like | exp.In | exp.Between)
+        and isinstance(part.this, exp.Column)
+        and part.this.table.lower() == name
+        for part in parts
+    )
 
 
 def _set_operation(node: Any) -> Iterator[str]:

@@ -94,7 +94,10 @@ class Schema:
         """CREATE TABLE statements for SQLite, foreign keys left out: the rows are made to fit them."""
         for table in self.tables:
             parts = [
-                f"{quoted(c.name)} {TYPES['text' if c.pattern else c.kind]}" + (" NOT NULL" if c.required else "")
+                f"{quoted(c.name)} {TYPES['text' if c.pattern else c.kind]}"
+                + (" NOT NULL" if c.required else "")
+                + (" UNIQUE" if c.unique and (c.name,) != table.primary else "")
+                + (f" /* {c.pattern} */" if c.pattern else "")
                 for c in table.columns
             ]
             if table.primary:
@@ -354,13 +357,15 @@ def _spider(entry: Mapping[str, Any], folder: Path) -> Schema:
 
 
 def from_sqlite(file: Path, schema: Schema, most: int = 60) -> Schema:
-    """A schema with the types, keys and some of the values of the database that came with it."""
+    """A schema with the types, keys and some of the values of a database; the patterns, too, where `ddl` made it."""
     tables = []
     links = list(schema.links)
     with closing(sqlite3.connect(f"file:{file.resolve().as_posix()}?mode=ro", uri=True)) as db:
         db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")]
-        for title in names:
+        listed = list(
+            db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table' AND substr(name, 1, 7) <> 'sqlite_'")
+        )
+        for title, sql in listed:
             facts = list(db.execute(f"PRAGMA table_info({quoted(title)})"))
             primary = tuple(f[1] for f in sorted(facts, key=lambda f: int(f[5])) if f[5])
             columns = []
@@ -375,9 +380,11 @@ def from_sqlite(file: Path, schema: Schema, most: int = 60) -> Schema:
                 kind = kind_of(declared)
                 if values and all(isinstance(v, str) for v in values) and kind in ("integer", "real"):
                     kind = "text"
+                own = re.search(rf"{re.escape(quoted(column))} \w+(?: NOT NULL)?( UNIQUE)?(?: /\* (\S+) \*/)?", sql or "")
                 columns.append(
                     Column(
-                        name=column, kind=kind or "text", unique=(column,) == primary, required=bool(required or key), values=values
+                        name=column, kind=kind or "text", pattern=(own[2] or "") if own else "", values=values,
+                        unique=(column,) == primary or bool(own and own[1]), required=bool(required or key),
                     )
                 )  # fmt: skip
             for fact in db.execute(f"PRAGMA foreign_key_list({quoted(title)})"):
