@@ -185,7 +185,7 @@ def _groups(schema: Schema, one: Facts, having: Any, best: dict[Place, Any], sce
         amounts: list[list[float | None]] = [[None] * n for n in sizes]
     elif having.place is not None:
         v = having.value
-        amounts = [[v, v], [v + 1, v + 1], [v - 1, v - 1], [v, v + 1], [v - 7, v + 7]]
+        amounts = [[v, v], [v - 9, v + 3], [v + 1, v + 1], [v - 1, v - 1], [v, v + 1]]
         if having.aggregate == "sum":
             amounts = [[v // 2, v - v // 2], [v // 2 + 1, v - v // 2], [v // 2 - 1, v - v // 2], [v]]
     else:
