@@ -97,7 +97,7 @@ def _changes(tree: Any, schema: Schema) -> Iterator[str]:
         elif isinstance(node, exp.Literal):
             yield from _literal(node)
         elif isinstance(node, exp.Select):
-            yield from _select(node)
+            yield from _select(node, schema)
         elif isinstance(node, exp.AggFunc):
             yield from _aggregate(node, schema, tables)
         elif isinstance(node, exp.Join):
@@ -151,12 +151,22 @@ def _comparison(node: Any) -> Iterator[str]:
         exp.GT: (exp.GTE, exp.LT), exp.GTE: (exp.GT, exp.LTE),
     }  # fmt: skip
     kinds = list(turned[type(node)])
+    if any(_now(side) for side in (node.this, node.expression)):
+        kinds = kinds[1:]  # nothing happens in the very second that it is
     number = isinstance(node.expression, exp.Literal) and not node.expression.is_string
     if isinstance(node, exp.EQ) and number:
         kinds.append(exp.GTE)
     for kind in kinds:
         with _swapped(node, kind(this=node.this.copy(), expression=node.expression.copy())):
             yield f"{kind.__name__} for {type(node).__name__}"
+
+
+def _now(node: Any) -> bool:
+    from sqlglot import exp
+
+    return isinstance(node, exp.CurrentTimestamp | exp.CurrentDatetime) or (
+        isinstance(node, exp.Anonymous) and node.name.lower() in ("now", "sysdate", "getdate")
+    )
 
 
 def _predicate(node: Any) -> Iterator[str]:
@@ -235,7 +245,7 @@ def _literal(node: Any) -> Iterator[str]:
             yield "another literal"
 
 
-def _select(node: Any) -> Iterator[str]:
+def _select(node: Any, schema: Schema) -> Iterator[str]:
     from sqlglot import exp
 
     distinct, group, order = (node.args.get(name) for name in ("distinct", "group", "order"))
@@ -246,7 +256,7 @@ def _select(node: Any) -> Iterator[str]:
     if distinct is not None:
         with _set(node, distinct=None):
             yield "DISTINCT taken away"
-    elif not inside and not _one_row(node) and not _keyed(node, group):
+    elif not inside and not _one_row(node) and not _keyed(node, group, schema):
         with _set(node, distinct=exp.Distinct()):
             yield "DISTINCT put in"
     if group is not None and len(group.expressions) > 1:
@@ -290,10 +300,20 @@ def _one_row(node: Any) -> bool:
     )
 
 
-def _keyed(node: Any, group: Any) -> bool:
-    """Every group key is shown, so no row is there twice."""
+def _keyed(node: Any, group: Any, schema: Schema) -> bool:
+    """No row is there twice: every group key is shown, or the primary key of every table."""
+    from sqlglot import exp
+
     if group is None or not group.expressions:
-        return False
+        source = node.args.get("from_") or node.args.get("from")
+        read = [part.this for part in (source, *(node.args.get("joins") or ())) if part is not None]
+        tables = [schema.table(t.name) if isinstance(t, exp.Table) else None for t in read]
+        names = {e.unalias().name.lower() for e in node.selects if isinstance(e.unalias(), exp.Column)}
+        star = any(isinstance(e, exp.Star) for e in node.selects)
+        return bool(tables) and all(
+            t is not None and t.primary and (star or (len(tables) == 1 and {p.lower() for p in t.primary} <= names))
+            for t in tables
+        )
     shown = {e.unalias().sql() for e in node.selects} | {e.alias for e in node.selects if e.alias}
     numbers = {str(i + 1) for i in range(len(node.selects))}
     return all(e.sql() in shown or e.sql() in numbers for e in group.expressions)
