@@ -346,7 +346,10 @@ def sql_build(
     ],
     output: Annotated[Path | None, typer.Option("--output", help="a new folder; else NAME.databases here")] = None,
     dialect: Annotated[
-        str | None, typer.Option("--dialect", help="sqlite, postgres, mysql, oracle, tsql; else the entry's sql_dialect, else sqlite")
+        str | None,
+        typer.Option(
+            "--dialect", help="sqlite, postgres, mysql, oracle, tsql; else the entry's sql_dialect, else sqlite"
+        ),
     ] = None,
     ddl: Annotated[
         Path | None, typer.Option("--ddl", help="a .sql file, or a .json list of schemas that rows name in a column")
@@ -355,11 +358,14 @@ def sql_build(
         Path | None, typer.Option("--spider", help="a Spider or BIRD folder: tables.json, database/ID/ID.sqlite")
     ] = None,
     schema_column: Annotated[
-        str | None, typer.Option("--schema-column", help="column with the schema's name (or its DDL); else schema, or db_id")
+        str | None,
+        typer.Option("--schema-column", help="column with the schema's name (or its DDL); else schema, or db_id"),
     ] = None,
     instances: Annotated[int, typer.Option("--instances", min=1, max=16, help="databases of each schema")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-    dataset_dir: Annotated[str, typer.Option("--dataset-dir", "--dataset_dir", help="folder of dataset_info.json")] = "data",
+    dataset_dir: Annotated[
+        str, typer.Option("--dataset-dir", "--dataset_dir", help="folder of dataset_info.json")
+    ] = "data",
     format: Format = None,
     column: Columns = None,
 ) -> None:

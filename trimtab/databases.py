@@ -20,6 +20,7 @@ from typing import Any
 from trimtab.config import load
 from trimtab.data import info, source
 from trimtab.data.clean import answers, question
+from trimtab.data.dropped import Dropped
 from trimtab.data.files import READERS, read_rows, read_text
 from trimtab.data.info import DatasetSpec
 from trimtab.data.write import write_text
@@ -36,6 +37,7 @@ from trimtab.sql.sandbox import Sandbox
 from trimtab.sql.schema import Schema, from_ddl, from_json, from_spider, from_sqlite
 from trimtab.sql.statement import find_statement
 from trimtab.sql.verdicts import Row, Verdict
+from trimtab.types import Origin
 
 COLUMNS = ("database", "dialect", "unverified", "mutants_killed", "mutants_total")
 SHOWN = 5
@@ -83,8 +85,8 @@ def build_databases(
     asks: list[Ask | None] = []
     for spec, (origin, value) in rows:
         example = source.example(value, origin, spec)
-        listed = answers(example) if not isinstance(example, source.Dropped) else ()
-        if isinstance(example, source.Dropped) or not listed or not listed[0].content.strip():
+        listed = answers(example) if not isinstance(example, Dropped) else ()
+        if isinstance(example, Dropped) or not listed or not listed[0].content.strip():
             asks.append(None)
             continue
         text, key, told = question(example), "", None
@@ -109,7 +111,12 @@ def build_databases(
             made = []
             for offset, (origin, value) in enumerate(own):
                 query = of_row[start + offset]
-                made.append({**{k: v for k, v in value.items() if k not in COLUMNS}, **_columns(query, dialect, temporary, target)})
+                made.append(
+                    {
+                        **{k: v for k, v in value.items() if k not in COLUMNS},
+                        **_columns(query, dialect, temporary, target),
+                    }
+                )
                 numbered.append((f"{spec.name}: " if len(specs) > 1 else "", origin.row, query))
             start += len(own)
             text = json.dumps(made, ensure_ascii=False, indent=1, default=str) + "\n"
@@ -121,7 +128,7 @@ def build_databases(
         write_text(temporary / "report.md", markdown(report, ", ".join(s.name for s in specs)))
         with suppress(FileNotFoundError):
             target.rmdir()
-        os.chmod(temporary, 0o755)  # mkdtemp's are for the user alone
+        temporary.chmod(0o755)  # mkdtemp's are for the user alone
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -279,7 +286,9 @@ def _columns(query: Query | None, dialect: str, now: Path, later: Path) -> dict[
     paths = []
     for path in map(Path, query.database.paths):
         inside = path.is_relative_to(now)
-        paths.append((path.relative_to(now) if inside else Path(os.path.relpath(path.resolve(), later.resolve()))).as_posix())
+        paths.append(
+            (path.relative_to(now) if inside else Path(os.path.relpath(path.resolve(), later.resolve()))).as_posix()
+        )
     found = dict(zip(COLUMNS, (paths, dialect, query.unverified or None, query.killed, query.total), strict=True))
     return {**found, "quoted_values": True} if query.quoted else found
 
@@ -377,7 +386,9 @@ def short(report: Mapping[str, Any]) -> str:
 def markdown(report: Mapping[str, Any], name: str) -> str:
     """The whole report."""
     lines = [f"# Databases of {name}", "", short(report).split("\n")[0] + ".", ""]
-    lines.append(f"Dialect {report['dialect']}, {report['instances']} instances for each group of queries, seed {report['seed']}.")
+    lines.append(
+        f"Dialect {report['dialect']}, {report['instances']} instances for each group of queries, seed {report['seed']}."
+    )
     lines += ["", "## Mutants told from gold, by row", "", "| share | rows |", "|---|---|"]
     lines += [f"| {bin_} | {count} |" for bin_, count in report["histogram"].items() if count]
     if report["alive"]:
@@ -389,11 +400,11 @@ def markdown(report: Mapping[str, Any], name: str) -> str:
             f"| {_inline(reason)} | {len(listed)} | {', '.join(map(str, listed))} |"
             for reason, listed in report["unverified"].items()
         ]
-    lines += ["", "## Schemas", "", "| schema | from | tables | rows | groups | verifiable | mutants told |", "|---|---|---|---|---|---|---|"]
-    lines += [
-        f"| {_inline(s['name'])} | {s['origin']} | {s['tables']} | {s['rows']} | {s['groups']} | {s['verifiable']} | {_percent(s['kill_rate'])} |"
-        for s in report["schemas"]
-    ]
+    lines += ["", "## Schemas", ""]
+    lines += ["| schema | from | tables | rows | groups | verifiable | mutants told |", "|---|---|---|---|---|---|---|"]
+    for s in report["schemas"]:
+        counts = " | ".join(str(s[key]) for key in ("origin", "tables", "rows", "groups", "verifiable"))
+        lines.append(f"| {_inline(s['name'])} | {counts} | {_percent(s['kill_rate'])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -431,12 +442,14 @@ def explain_row(file: Path, number: int, *, predictions: Path | None, answer: st
         raise DataError(
             f"row {number} has no databases",
             where=f"{file}: row {number}",
-            why="its column `database` is empty" if isinstance(value, Mapping) and "database" in value else "it has no column `database`",
+            why="its column `database` is empty"
+            if isinstance(value, Mapping) and "database" in value
+            else "it has no column `database`",
             remedy="`trimtab sql build FILE` makes a file whose rows have them",
         )
     spec = _built_spec(file)
-    example = source.example(value, info.Origin(file=str(file), row=number), spec)
-    listed = answers(example) if not isinstance(example, source.Dropped) else ()
+    example = source.example(value, Origin(file=str(file), row=number), spec)
+    listed = answers(example) if not isinstance(example, Dropped) else ()
     gold = listed[0].content if listed else ""
     if answer is None and predictions is not None:
         answer = _predicted(predictions, number, len(rows), gold)
@@ -454,7 +467,7 @@ def explain_row(file: Path, number: int, *, predictions: Path | None, answer: st
             why="its path is relative to the folder of the file",
             remedy="move the file and its instances together, or build them again",
         )
-    if not isinstance(example, source.Dropped):
+    if not isinstance(example, Dropped):
         _say(f"question:   {question(example)}")
     _say(f"gold:       {gold}")
     with Judge() as judge:
@@ -468,7 +481,10 @@ def explain_row(file: Path, number: int, *, predictions: Path | None, answer: st
 def _numbered(rows: Sequence[Any], number: int, file: Path) -> Any:
     if not 1 <= number <= len(rows):
         raise DataError(
-            f"{file.name} has no row {number}", where=str(file), why=f"its rows are 1 to {len(rows)}", remedy="name one of them"
+            f"{file.name} has no row {number}",
+            where=str(file),
+            why=f"its rows are 1 to {len(rows)}",
+            remedy="name one of them",
         )
     return rows[number - 1]
 
@@ -495,7 +511,9 @@ def _predicted(path: Path, number: int, rows: int, gold: str) -> str:
     line = lines[number - 1]
     if not isinstance(line, Mapping) or not isinstance(line.get("predict"), str):
         raise DataError(
-            "this line has no text under predict", where=f"{path}: row {number}", remedy="name a generated_predictions.jsonl"
+            "this line has no text under predict",
+            where=f"{path}: row {number}",
+            remedy="name a generated_predictions.jsonl",
         )
     label = line.get("label")
     if isinstance(label, str) and label.strip() and " ".join(label.split()) != " ".join(gold.split()):
@@ -536,9 +554,13 @@ def _show_gold(judge: Judge, gold: str, database: Database, names: Sequence[str]
 
 def _first_difference(gold: Sequence[Row], other: Sequence[Row], ordered: bool) -> str:
     """The first row of one that the other lacks; where both have the same rows and gold orders, the first in another place."""
-    missing, surplus = (next(iter((Counter(a) - Counter(b)).elements()), None) for a, b in ((gold, other), (other, gold)))
+    missing, surplus = (
+        next(iter((Counter(a) - Counter(b)).elements()), None) for a, b in ((gold, other), (other, gold))
+    )
     if missing is not None or surplus is not None:
-        parts = [f"gold's {missing} is missing"] * (missing is not None) + [f"{surplus} is not gold's"] * (surplus is not None)
+        parts = [f"gold's {missing} is missing"] * (missing is not None) + [f"{surplus} is not gold's"] * (
+            surplus is not None
+        )
         return "; ".join(parts)
     if ordered:
         for number, (a, b) in enumerate(zip(gold, other, strict=True), 1):

@@ -64,11 +64,13 @@ def assign(asks: Sequence[Ask], dialect: str, constant: Constant) -> tuple[list[
             shown[text] = from_ddl(text, dialect) if has_ddl(text) else from_lines(text)
         schema = shown[text]
         if schema is not None:
-            key = (ask.gold, text)
-            if key not in known:
-                known[key] = read(ask.gold, dialect, schema, constant)
-            facts = known[key]
-            if schema.origin == "DDL" or (facts is not None and any(schema.table(t) is not None for t in facts.sources)):
+            both = (ask.gold, text)
+            if both not in known:
+                known[both] = read(ask.gold, dialect, schema, constant)
+            facts = known[both]
+            if schema.origin == "DDL" or (
+                facts is not None and any(schema.table(t) is not None for t in facts.sources)
+            ):
                 placed[i] = _pool(pools, by_table, ask.key, schema)
                 if facts is not None:
                     pools[placed[i]].facts.append(facts)
@@ -78,7 +80,9 @@ def assign(asks: Sequence[Ask], dialect: str, constant: Constant) -> tuple[list[
     for i, ask in enumerate(asks):
         if ask.given is not None:
             if ask.given.name not in schemas:
-                schemas[ask.given.name] = _settled(ask.given, [a for a in asks if a.given is ask.given], dialect, constant)
+                schemas[ask.given.name] = _settled(
+                    ask.given, [a for a in asks if a.given is ask.given], dialect, constant
+                )
         elif i in placed:
             root = _root(pools, placed[i])
             if root not in finished:
@@ -86,13 +90,20 @@ def assign(asks: Sequence[Ask], dialect: str, constant: Constant) -> tuple[list[
                 name = _fresh(ask.key or next(iter(pool.tables.values())).name, schemas)
                 finished[root] = name
                 everything = [f for p, own in enumerate(pools) if _root(pools, p) == root for f in own.facts]
-                raw = Schema(name=name, tables=tuple(pool.tables.values()), links=tuple(dict.fromkeys(pool.links)), origin=pool.origin)
+                raw = Schema(
+                    name=name,
+                    tables=tuple(pool.tables.values()),
+                    links=tuple(dict.fromkeys(pool.links)),
+                    origin=pool.origin,
+                )
                 schemas[name] = complete(raw, everything)
             names[i] = finished[root]
     for key, numbers in bare.items():
         for name, (schema, own) in _inferred(asks, numbers, key, dialect, constant).items():
             fresh = NONE if name == NONE else _fresh(name, schemas)
-            schemas.setdefault(fresh, Schema(name=fresh, tables=schema.tables, links=schema.links, origin=schema.origin))
+            schemas.setdefault(
+                fresh, Schema(name=fresh, tables=schema.tables, links=schema.links, origin=schema.origin)
+            )
             for i in own:
                 names[i] = fresh
     return names, schemas
@@ -136,7 +147,10 @@ def _pool(pools: list[_Pool], by_table: dict[tuple[str, object], list[int]], key
         if all(there[name].signature == tables[name].signature for name in there.keys() & tables.keys()):
             if target is None:
                 target = i
-            elif all(there[n].signature == pools[target].tables[n].signature for n in there.keys() & pools[target].tables.keys()):
+            elif all(
+                there[n].signature == pools[target].tables[n].signature
+                for n in there.keys() & pools[target].tables.keys()
+            ):
                 pools[target].tables.update({n: t for n, t in there.items() if n not in pools[target].tables})
                 pools[target].links += pools[i].links
                 pools[i].merged = target

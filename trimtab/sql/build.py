@@ -1,8 +1,8 @@
 """Databases for gold queries: instances are drawn, tried and kept for what they can tell apart.
 
-The queries of a schema are cut into groups of at most `GROUP`; each group has its own K instances, of the kinds of `fill.PROFILES`. For each
-place several draws compete: the one on which most queries have a usable answer, and most of the mutants that are still alive give another
-answer than their gold, is kept. What later places see first are the queries with something left to show. Nothing is decided by the
+The queries of a schema are cut into groups of at most `GROUP`; each group has its own K instances, of the kinds of `fill.PROFILES`. For
+each place several draws compete: the one on which most queries have a usable answer, and most of the mutants that are still alive give
+another answer than their gold, is kept. What later places see first are the queries with something left to show. Nothing is decided by the
 clock: the same queries and seed give the same instances.
 """
 
@@ -117,10 +117,14 @@ def build(
                 for query in part:
                     query.group = group
                 stem = names[key] + (f"-{group}" if count > 1 else "")
-                search = _Search(judge, schema, part, dialect, Path(temporary), f"{seed} {schema.name} {group}", quoted_values)
+                search = _Search(
+                    judge, schema, part, dialect, Path(temporary), f"{seed} {schema.name} {group}", quoted_values
+                )
                 search.run(instances)
                 search.keep(folder, stem)
-            say(f"{number}/{len(schemas)} {schema.name}: {len(own)} queries, {sum(not q.unverified for q in own)} verifiable")
+            say(
+                f"{number}/{len(schemas)} {schema.name}: {len(own)} queries, {sum(not q.unverified for q in own)} verifiable"
+            )
 
 
 def _file_names(keys: Sequence[str]) -> dict[str, str]:
@@ -163,18 +167,23 @@ class _Search:
         for query in self.queries:
             if '"' in query.gold:
                 plain, quoted = (
-                    self.judge.gold(query.gold, Database(paths=(str(path),), dialect=self.dialect, quoted_values=q)) for q in (False, True)
+                    self.judge.gold(query.gold, Database(paths=(str(path),), dialect=self.dialect, quoted_values=q))
+                    for q in (False, True)
                 )
                 query.quoted = bool(plain.outcome.error) and not quoted.outcome.error
 
     def run(self, instances: int) -> None:
         for place in range(instances):
             best: tuple[int, Path, list[set[int]], list[set[int]], list[bool]] | None = None
-            tries = TRIES[place % len(TRIES)] if place == 0 or any(self._open(i) for i in range(len(self.queries))) else 1
+            tries = (
+                TRIES[place % len(TRIES)] if place == 0 or any(self._open(i) for i in range(len(self.queries))) else 1
+            )
             first = [i for i in range(len(self.queries)) if place and self._open(i)]
             for draw in range(tries):
                 path = self.temporary / f"{place}-{draw}.sqlite"
-                filled = rows(self.schema, self.idea, PROFILES[place % len(PROFILES)], f"{self.seed} {place} {draw}", first)
+                filled = rows(
+                    self.schema, self.idea, PROFILES[place % len(PROFILES)], f"{self.seed} {place} {draw}", first
+                )
                 write(path, self.schema, filled)
                 killed, stillborn, usable = self._try(path)
                 new = sum(u and not v for u, v in zip(usable, self.verified, strict=True))

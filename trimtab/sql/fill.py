@@ -83,7 +83,9 @@ class Ideas:
 def ideas(schema: Schema, facts: Sequence[Facts | None], fold: int) -> Ideas:
     """Values and scenes for every query, in its order (none for a query that could not be read)."""
     values: dict[Cell, list[Any]] = {}
-    scenes, sorted_by, means = [], set(), set()
+    scenes: list[list[_Scene]] = []
+    sorted_by: set[Cell] = set()
+    means: set[Cell] = set()
     for one in facts:
         if one is None:
             scenes.append([])
@@ -96,7 +98,9 @@ def ideas(schema: Schema, facts: Sequence[Facts | None], fold: int) -> Ideas:
         for column in table.columns:
             if column.values:
                 values.setdefault((table.name.lower(), column.name.lower()), []).extend(column.values)
-    return Ideas(values={k: list(dict.fromkeys(v)) for k, v in values.items()}, scenes=scenes, sorted_by=sorted_by, means=means)
+    return Ideas(
+        values={k: list(dict.fromkeys(v)) for k, v in values.items()}, scenes=scenes, sorted_by=sorted_by, means=means
+    )
 
 
 def _scenes(schema: Schema, one: Facts, values: dict[Cell, list[Any]], fold: int) -> Iterator[_Scene]:
@@ -109,7 +113,9 @@ def _scenes(schema: Schema, one: Facts, values: dict[Cell, list[Any]], fold: int
         options.setdefault(condition.place, [])
         if condition.op == "null":
             open_ = not (column.required or column.unique)
-            options[condition.place] += [(None, int(not condition.negated))] * open_ + [(_EMPTY, int(condition.negated))]
+            options[condition.place] += [(None, int(not condition.negated))] * open_ + [
+                (_EMPTY, int(condition.negated))
+            ]
             continue
         found = probes(column, condition, fold)
         values.setdefault((one.table(condition.place), condition.place[1]), []).extend(v for v, _ in found)
@@ -132,7 +138,11 @@ def _scenes(schema: Schema, one: Facts, values: dict[Cell, list[Any]], fold: int
 
     best = {place: listed[0][0] for place, listed in ranked.items() if listed}
     yield scene(best)
-    other = {place: listed[1][0] if len(listed) > 1 and listed[1][1] > 0 else listed[0][0] for place, listed in ranked.items() if listed}
+    other = {
+        place: listed[1][0] if len(listed) > 1 and listed[1][1] > 0 else listed[0][0]
+        for place, listed in ranked.items()
+        if listed
+    }
     yield scene(other)
     for place, listed in ranked.items():
         for value, _ in listed:
@@ -172,7 +182,9 @@ def _twice(schema: Schema, one: Facts, best: dict[Place, Any], scene: Any) -> It
         yield scene({**best, numbers[0]: 17}, block)
 
 
-def _groups(schema: Schema, one: Facts, having: Any, best: dict[Place, Any], scene: Any, values: dict[Cell, list[Any]]) -> Iterator[_Scene]:
+def _groups(
+    schema: Schema, one: Facts, having: Any, best: dict[Place, Any], scene: Any, values: dict[Cell, list[Any]]
+) -> Iterator[_Scene]:
     """Groups just below, at and above the border of a HAVING."""
     key = having.keys[0]
     table = schema.table(one.table(key))
@@ -248,19 +260,13 @@ class _Filler:
         most = max(4, round(profile.rows * scale))
         self.state = {t.name.lower(): _Rows(t, most) for t in schema.tables}
         self.links: dict[Cell, Link] = {(k.table.lower(), k.column.lower()): k for k in schema.links}
-        self.once: set[Cell] = {
-            (t.name.lower(), c.name.lower()) for t in schema.tables for c in t.columns if c.unique
-        }
+        self.columns = {(t.name.lower(), c.name.lower()): c for t in schema.tables for c in t.columns}
+        self.once: set[Cell] = {(t.name.lower(), c.name.lower()) for t in schema.tables for c in t.columns if c.unique}
         if profile.apart:
-            self.once |= {cell for cell in idea.sorted_by if self._column(cell) is not None and self._column(cell).kind != "boolean"}  # type: ignore[union-attr]
+            for cell in idea.sorted_by:
+                if cell in self.columns and self.columns[cell].kind != "boolean":
+                    self.once.add(cell)
             self.once |= set(self.links)
-        self.columns = {
-            (t.name.lower(), c.name.lower()): c for t in schema.tables for c in t.columns
-        }
-
-    def _column(self, cell: Cell) -> Column | None:
-        table = self.schema.table(cell[0])
-        return table.column(cell[1]) if table is not None else None
 
     def fill(self, first: Sequence[int]) -> dict[str, list[tuple[Any, ...]]]:
         rest = [i for i in range(len(self.idea.scenes)) if i not in set(first)]
@@ -307,8 +313,12 @@ class _Filler:
             if state is None:
                 continue
             part = {c: v for c, v in parts[source].items() if (low, c) in self.columns}
-            linked = [(c, members) for members in classes for s, c in members if s == source and (low, c) in self.columns]
-            row = self._room(state, part, scene.block if not any((low, c) in self.once for c, _ in linked) or not linked else None)
+            linked = [
+                (c, members) for members in classes for s, c in members if s == source and (low, c) in self.columns
+            ]
+            row = self._room(
+                state, part, scene.block if not any((low, c) in self.once for c, _ in linked) or not linked else None
+            )
             if row is None:
                 return
             for column, members in linked:
@@ -326,7 +336,9 @@ class _Filler:
         low = state.table.name.lower()
         for column, value in part.items():
             cell = self.columns[low, column]
-            if value is None and (cell.required or (low, column) in self.once or (self.profile.nulls == 0 and (low, column) in self.links)):
+            if value is None and (
+                cell.required or (low, column) in self.once or (self.profile.nulls == 0 and (low, column) in self.links)
+            ):
                 return None
         start = self.rng.randrange(len(state.rows)) if state.rows else 0
         for k in range(len(state.rows)):
@@ -334,7 +346,7 @@ class _Filler:
             row = state.rows[at]
             if block is not None and (low, at) in block:
                 continue
-            if all(c in row and (row[c] == v or (v is _EMPTY and row[c] is not None)) or c not in row and self._free(low, c, v) for c, v in part.items()):
+            if all(self._fits(row, low, c, v) for c, v in part.items()):
                 break
         else:
             if len(state.rows) >= round(state.most * 0.8) or not all(self._free(low, c, v) for c, v in part.items()):
@@ -348,8 +360,18 @@ class _Filler:
                 self._set(state, row, column, value)
         return row
 
+    def _fits(self, row: dict[str, Any], low: str, column: str, value: Any) -> bool:
+        if column not in row:
+            return self._free(low, column, value)
+        return bool(row[column] == value or (value is _EMPTY and row[column] is not None))
+
     def _free(self, low: str, column: str, value: Any) -> bool:
-        return value is None or value is _EMPTY or (low, column) not in self.once or value not in self.state[low].used.get(column, ())
+        return (
+            value is None
+            or value is _EMPTY
+            or (low, column) not in self.once
+            or value not in self.state[low].used.get(column, ())
+        )
 
     def _set(self, state: _Rows, row: dict[str, Any], column: str, value: Any) -> None:
         row[column] = value
@@ -434,7 +456,14 @@ class _Filler:
                     self._set(state, row, name, 9000 + self.rng.randrange(9))
                 elif column.required or column.unique:
                     value = self._new_key(state, name) if not link.declared else None
-                    self._set(state, row, name, value if value is not None else (self.rng.choice(targets) if targets else self._draw(cell, column)))
+                    self._set(
+                        state,
+                        row,
+                        name,
+                        value
+                        if value is not None
+                        else (self.rng.choice(targets) if targets else self._draw(cell, column)),
+                    )
                 else:
                     row[name] = None
                 continue
@@ -474,14 +503,22 @@ class _Filler:
                 when += dt.timedelta(seconds=rng.randrange(86400) if rng.random() < 0.7 else 0)
             return written(column, when)
         words = _WORDS_ZH if re.search(r"[\u4e00-\u9fff]", column.name) else _WORDS
-        word = words[min(len(words) - 1, int(len(words) * rng.random() ** (1 / skew)))] if skew < 1 else rng.choice(words)
+        word = (
+            words[min(len(words) - 1, int(len(words) * rng.random() ** (1 / skew)))] if skew < 1 else rng.choice(words)
+        )
         return f"{word}{rng.randrange(200)}" if wide else word
 
     def _balance(self) -> None:
         """Where a column is compared with its mean: one row is moved so that some row has the mean itself."""
         for low, name in sorted(self.idea.means):
             state, column = self.state.get(low), self.columns.get((low, name))
-            if state is None or column is None or column.kind != "integer" or column.unique or (low, name) in self.links:
+            if (
+                state is None
+                or column is None
+                or column.kind != "integer"
+                or column.unique
+                or (low, name) in self.links
+            ):
                 continue
             known = [row for row in state.rows if row.get(name) is not None]
             if len(known) < 3:

@@ -144,7 +144,9 @@ def _links(node: Any) -> bool:
 def _comparison(node: Any) -> Iterator[str]:
     from sqlglot import exp
 
-    if node.find_ancestor(exp.Join, exp.Where, exp.Having, exp.If) is None or (_links(node) and isinstance(node, exp.EQ)):
+    if node.find_ancestor(exp.Join, exp.Where, exp.Having, exp.If) is None or (
+        _links(node) and isinstance(node, exp.EQ)
+    ):
         return
     turned: dict[Any, tuple[Any, ...]] = {
         exp.EQ: (exp.NEQ,), exp.NEQ: (exp.EQ,), exp.LT: (exp.LTE, exp.GT), exp.LTE: (exp.LT, exp.GTE),
@@ -180,7 +182,8 @@ def _predicate(node: Any) -> Iterator[str]:
             yield "NOT put in"
     if isinstance(node, exp.Between):
         low, high = (
-            kind(this=node.this.copy(), expression=node.args[end].copy()) for kind, end in ((exp.GT, "low"), (exp.LT, "high"))
+            kind(this=node.this.copy(), expression=node.args[end].copy())
+            for kind, end in ((exp.GT, "low"), (exp.LT, "high"))
         )
         with _swapped(node, exp.Paren(this=exp.And(this=low, expression=high))):
             yield "BETWEEN without its ends"
@@ -190,7 +193,9 @@ def _predicate(node: Any) -> Iterator[str]:
             with _swapped(node, exp.In(this=node.this.copy(), expressions=kept)):
                 yield "a value of IN dropped"
     if isinstance(node, exp.Like | exp.ILike) and isinstance(node.expression, exp.Literal):
-        with _swapped(node, exp.EQ(this=node.this.copy(), expression=exp.Literal.string(node.expression.name.strip("%")))):
+        with _swapped(
+            node, exp.EQ(this=node.this.copy(), expression=exp.Literal.string(node.expression.name.strip("%")))
+        ):
             yield "= for LIKE"
 
 
@@ -200,9 +205,24 @@ def _literal(node: Any) -> Iterator[str]:
     parent = node.parent
     while isinstance(parent, exp.Neg | exp.Paren):
         parent = parent.parent
-    if isinstance(parent, exp.Limit | exp.Offset | exp.Fetch | exp.Order | exp.Ordered | exp.Group | exp.DataTypeParam | exp.DataType):
+    if isinstance(
+        parent,
+        exp.Limit | exp.Offset | exp.Fetch | exp.Order | exp.Ordered | exp.Group | exp.DataTypeParam | exp.DataType,
+    ):
         return  # their own changes, or no value
-    if not isinstance(parent, exp.Predicate | exp.Between | exp.In | exp.Add | exp.Sub | exp.Mul | exp.Div | exp.Interval | exp.If | exp.Coalesce):
+    if not isinstance(
+        parent,
+        exp.Predicate
+        | exp.Between
+        | exp.In
+        | exp.Add
+        | exp.Sub
+        | exp.Mul
+        | exp.Div
+        | exp.Interval
+        | exp.If
+        | exp.Coalesce,
+    ):
         return
     if not node.is_string:
         try:
@@ -230,7 +250,12 @@ def _literal(node: Any) -> Iterator[str]:
                 yield "literal moved by one day"
         return
     if isinstance(parent, exp.Like | exp.ILike):
-        forms = {text.removeprefix("%"), text.removesuffix("%"), "%" + text.removeprefix("%"), text.removesuffix("%") + "%"}
+        forms = {
+            text.removeprefix("%"),
+            text.removesuffix("%"),
+            "%" + text.removeprefix("%"),
+            text.removesuffix("%") + "%",
+        }
         for form in sorted(forms - {text}):
             with _swapped(node, exp.Literal.string(form)):
                 yield "LIKE with another pattern"
@@ -401,7 +426,9 @@ def _column(node: Any, schema: Schema, tables: dict[int, str]) -> Iterator[str]:
         return
     if isinstance(node.parent, exp.EQ) and _links(node.parent):
         return
-    listed = [c for c in table.columns if c.kind == column.kind and c.name != column.name and c.pattern == column.pattern]
+    listed = [
+        c for c in table.columns if c.kind == column.kind and c.name != column.name and c.pattern == column.pattern
+    ]
     at = [c.name for c in table.columns].index(column.name)
     listed.sort(key=lambda c: ([x.name for x in table.columns].index(c.name) - at) % len(table.columns))
     for other in listed[:2]:

@@ -7,14 +7,16 @@ with a date; a comparison with text, or LIKE; a number, SUM, AVG or arithmetic; 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from trimtab.sql.dialects import strftime_of
 from trimtab.sql.functions import moment, unit_name
-from trimtab.sql.schema import Column, Kind, Link, Schema, Table
+from trimtab.sql.schema import Column, Kind, Link, Schema, Table, kind_of
 
 Constant = Callable[[str], Any]
 """Evaluates an expression without columns, written in the dialect of the query; None where it cannot."""
@@ -90,6 +92,41 @@ _FLIP = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "<>": "<>"}
 _OPS = {"EQ": "=", "NullSafeEQ": "=", "NEQ": "<>", "LT": "<", "LTE": "<=", "GT": ">", "GTE": ">="}
 _SUMS = ("Sum", "Avg", "Stddev", "StddevPop", "StddevSamp", "Variance", "VariancePop", "Median")
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Mod", "Abs", "Round", "Ceil", "Floor", "Neg", "Sqrt", "Pow")
+_DATES = frozenset(
+    ["Extract", "TimestampTrunc", "DateTrunc", "TimeToStr", "TsOrDsToDate", "TsOrDsToTimestamp", "Date", "DateAdd", "DateSub", "DateDiff", "TimestampDiff", "AddMonths", "LastDay", "DayOfWeek", "Quarter", "Week", "MonthsBetween", "DatetimeAdd", "DatetimeSub", "DayOfYear", "Hour", "Minute"]
+)  # fmt: skip
+_TEXTS = frozenset(
+    [
+        "Like",
+        "ILike",
+        "Lower",
+        "Upper",
+        "Substring",
+        "Length",
+        "Trim",
+        "Concat",
+        "DPipe",
+        "StrPosition",
+        "Left",
+        "Right",
+        "RegexpLike",
+    ]
+)
+_DATE_CALLS = frozenset(["julianday", "date", "datetime", "strftime", "trunc", "age", "months_between", "date_part"])
+_PLAIN = frozenset(
+    [
+        "Paren",
+        "TsOrDsToDate",
+        "TsOrDsToTimestamp",
+        "Date",
+        "Cast",
+        "Coalesce",
+        "Trim",
+        "Round",
+        "TimestampTrunc",
+        "DateTrunc",
+    ]
+)
 _TIME = re.compile(r"\d{4}-\d{1,2}-\d{1,2}(?:[ T]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?\Z")
 
 
@@ -238,7 +275,11 @@ class _Reader:
                 if isinstance(source, exp.Table):
                     facts.starred.add(source.name.lower())
                 continue
-            if not column.table and column.name.lower() in aliases and column.find_ancestor(exp.Order, exp.Having, exp.Group):
+            if (
+                not column.table
+                and column.name.lower() in aliases
+                and column.find_ancestor(exp.Order, exp.Having, exp.Group)
+            ):
                 continue
             place = self.place(column, scope)
             if place is not None and place[0] >= 0:
@@ -257,9 +298,11 @@ class _Reader:
                 ]
                 facts.columns += [(facts.names[p[0]], identifier.name) for p in places]
                 facts.sure += [(facts.names[p[0]], identifier.name) for p in places]
-                facts.joined += list(zip(places, places[1:], strict=False))
+                facts.joined += list(itertools.pairwise(places))
         grouped = [
-            p for g in (select.args["group"].expressions if select.args.get("group") else ()) for p in self._places(g, scope)
+            p
+            for g in (select.args["group"].expressions if select.args.get("group") else ())
+            for p in self._places(g, scope)
         ]
         facts.grouped += grouped
         for ordered in select.args["order"].expressions if select.args.get("order") else ():
@@ -295,20 +338,20 @@ class _Reader:
             self._note(place, "date" if interval else "number")
         elif name in ("StrToDate", "StrToTime", "ToTimestamp") and node.args.get("format") is not None:
             self._note(place, f"pattern:{node.args['format'].name}")
-        elif name in _DATE_PARTS or name in (
-            "Extract", "TimestampTrunc", "DateTrunc", "TimeToStr", "TsOrDsToDate", "TsOrDsToTimestamp", "Date", "DateAdd", "DateSub", "DateDiff", "TimestampDiff",
-            "AddMonths", "LastDay", "DayOfWeek", "Quarter", "Week", "MonthsBetween", "DatetimeAdd", "DatetimeSub", "DayOfYear", "Hour", "Minute",
-        ):  # fmt: skip
+        elif name in _DATE_PARTS or name in _DATES:
             self._note(place, "timestamp" if name in ("Hour", "Minute") else "date")
-        elif name == "ToChar" and node.args.get("format") is not None and re.search("(?i)y|mm|dd", node.args["format"].name):
-            self._note(place, "date")
-        elif name in ("Like", "ILike", "Lower", "Upper", "Substring", "Length", "Trim", "Concat", "DPipe", "StrPosition", "Left", "Right", "RegexpLike"):
+        elif name == "ToChar" and node.args.get("format") is not None:
+            if re.search("(?i)y|mm|dd", node.args["format"].name):
+                self._note(place, "date")
+        elif name in _TEXTS:
             self._note(place, "text")
-        elif name == "Cast" and node.to.this.name in ("INT", "BIGINT", "DECIMAL", "FLOAT", "DOUBLE"):
-            self._note(place, "number")
-        elif name == "Cast" and node.to.this.name in ("DATE", "TIMESTAMP", "DATETIME"):
-            self._note(place, "date")
-        elif name == "Anonymous" and node.name.lower() in ("julianday", "date", "datetime", "strftime", "trunc", "age", "months_between", "date_part"):
+        elif name == "Cast":
+            kind = kind_of(node.to.this.name)
+            if kind in ("integer", "real"):
+                self._note(place, "number")
+            elif kind in ("date", "timestamp"):
+                self._note(place, "date")
+        elif name == "Anonymous" and node.name.lower() in _DATE_CALLS:
             self._note(place, "date")
 
     # ----------------------------------------------------------------------------------------------------- predicates
@@ -345,7 +388,7 @@ class _Reader:
         name = type(node).__name__
         if isinstance(node, exp.Column):
             return ""
-        if name in ("Paren", "TsOrDsToDate", "TsOrDsToTimestamp", "Date", "Cast", "Coalesce", "Trim", "Round", "TimestampTrunc", "DateTrunc"):
+        if name in _PLAIN:
             return self._wrap(node.this)
         inner = node.expression if name == "Extract" else node.args.get("this")
         if not isinstance(inner, exp.Expression) or self._wrap(inner) != "":
@@ -361,9 +404,7 @@ class _Reader:
         if name == "TimeToStr" and pattern is not None:
             return f"format:{pattern.name}"
         if name == "ToChar" and pattern is not None:
-            from trimtab.sql.dialects import _strftime_of
-
-            return f"format:{_strftime_of(pattern.name)}"
+            return f"format:{strftime_of(pattern.name)}"
         if name == "Substring" and node.args.get("start") is not None and node.args["start"].name == "1":
             length = node.args.get("length")
             return f"left:{length.name}" if length is not None and length.is_int else "?"
@@ -398,7 +439,9 @@ class _Reader:
                 facts.conditions.append(Condition(place=left, op="null", negated=negated, wrap=wrap))
             elif kind == "column" and isinstance(node.expression, exp.Boolean):
                 self._note(left, "boolean")
-                facts.conditions.append(Condition(place=left, op="=", values=(int(node.expression.this),), negated=negated, wrap=wrap))
+                facts.conditions.append(
+                    Condition(place=left, op="=", values=(int(node.expression.this),), negated=negated, wrap=wrap)
+                )
             return
         if isinstance(node, exp.In):
             query = node.args.get("query")
@@ -505,7 +548,7 @@ _NAMED: tuple[tuple[str, Kind], ...] = (
     (r"(?:^|_)(?:is|has)_", "boolean"),
     (r"(?:^|_)(?:year|month|age|count|number|num|qty|quantity|price|amount|total|salary|score|points|stock|budget|population|area|size|weight|height|"
      r"length|duration|minutes|days|hours|pages|rank|rating|capacity|cost|fee|sales|credits|seats|level)$", "integer"),
-    (r"(?:数|数量|价格|单价|金额|年龄|年份|人数|人口|面积|工资|成绩|分数|库存|销量|评分|长度|重量|高度|总数|次数|票价|工龄|率)$", "integer"),
+    (r"(?:数|数量|价格|单价|金额|年龄|年份|人数|人口|面积|工资|成绩|分数|库存|销量|评分|长度|重量|高度|总数|次数|票价|率)$", "integer"),
 )  # fmt: skip
 
 
@@ -532,16 +575,20 @@ def complete(schema: Schema | None, facts: Iterable[Facts], name: str = "inferre
                 tables[low].append(Column(name=column))
     starred = {t for one in listed for t in one.starred}
     for low, columns in tables.items():
-        if low not in declared and (low in starred or not columns) and not any(_is_key(c.name, titles[low]) for c in columns):
-            columns.insert(0, Column(name="编号" if re.search(r"[\u4e00-\u9fff]", titles[low]) else "id", kind="integer"))
+        if (
+            low not in declared
+            and (low in starred or not columns)
+            and not any(_is_key(c.name, titles[low]) for c in columns)
+        ):
+            columns.insert(
+                0, Column(name="编号" if re.search(r"[\u4e00-\u9fff]", titles[low]) else "id", kind="integer")
+            )
     votes: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for one in listed:
-        for key, kinds in one.votes.items():
-            votes[key].update(kinds)
+        for voted, cast in one.votes.items():
+            votes[voted].update(cast)
     kinds = {
-        (low, c.name.lower()): (c.kind, c.pattern) if c.kind else _elect(votes[low, c.name.lower()])
-        for low, columns in tables.items()
-        for c in columns
+        (low, c.name.lower()): _kind(c, votes[low, c.name.lower()]) for low, columns in tables.items() for c in columns
     }
     pairs = [(one.table(a), a[1], one.table(b), b[1]) for one in listed for a, b in (*one.joined, *one.apart)]
     for _ in range(2):
@@ -582,6 +629,16 @@ def complete(schema: Schema | None, facts: Iterable[Facts], name: str = "inferre
     )  # fmt: skip
 
 
+def _kind(column: Column, votes: Counter[str]) -> tuple[Kind, str]:
+    """A column's kind and pattern; declared text that queries use as dates holds dates."""
+    if not column.kind:
+        return _elect(votes)
+    if column.kind != "text" or column.pattern:
+        return column.kind, column.pattern
+    kind, pattern = _elect(votes)
+    return "text", pattern or {"date": "%Y-%m-%d", "timestamp": "%Y-%m-%d %H:%M:%S"}.get(kind, "")
+
+
 def _elect(votes: Counter[str]) -> tuple[Kind, str]:
     patterns = sorted((v for v in votes if v.startswith("pattern:")), key=lambda v: (-votes[v], v))
     if patterns:
@@ -598,10 +655,17 @@ def _by_name(name: str) -> Kind:
 
 def _is_key(column: str, table: str) -> bool:
     low, owner = column.lower(), table.lower()
-    return low in ("id", "编号", "序号", "主键") or low in (f"{owner}_id", f"{owner}id", f"{owner}编号", f"{owner}_编号")
+    return low in ("id", "编号", "序号", "主键") or low in (
+        f"{owner}_id",
+        f"{owner}id",
+        f"{owner}编号",
+        f"{owner}_编号",
+    )
 
 
-def _links(tables: Mapping[str, Table], pairs: Sequence[tuple[str, str, str, str]], known: Sequence[Link]) -> Iterator[Link]:
+def _links(
+    tables: Mapping[str, Table], pairs: Sequence[tuple[str, str, str, str]], known: Sequence[Link]
+) -> Iterator[Link]:
     """Links of joins, from the column that looks less like a key; then of names (author_id, 作者编号)."""
     seen = {frozenset({(k.table.lower(), k.column.lower()), (k.to.lower(), k.key.lower())}) for k in known}
     for a, x, b, y in pairs:

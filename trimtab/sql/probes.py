@@ -1,4 +1,4 @@
-"""Values on both sides of a condition: 54, 55 and 56 for `price > 55`, a match and near misses for LIKE, both ends of a year for YEAR(d) = 2022.
+"""Values on both sides of a condition: 54, 55 and 56 for `price > 55`, a match and near misses for LIKE, both ends of a year.
 
 A value is what a column holds: an int, a float, text, a date as ISO text, or text in the column's own pattern.
 """
@@ -119,7 +119,9 @@ def _dates(column: Column, condition: Condition, values: list[Any]) -> list[tupl
                 moved = (when or dt.datetime.min) + step
             except OverflowError:
                 continue
-            listed.append(moved if column.kind == "timestamp" else moved.replace(hour=0, minute=0, second=0, microsecond=0))
+            listed.append(
+                moved if column.kind == "timestamp" else moved.replace(hour=0, minute=0, second=0, microsecond=0)
+            )
     asked = Condition(place=condition.place, op=condition.op, values=tuple(whens), negated=condition.negated)
     return [(written(column, when), holds(asked, when)) for when in listed]
 
@@ -134,7 +136,13 @@ def _parts(column: Column, condition: Condition, values: list[Any], pattern: str
             spots = [(year, 1, 1), (year, 12, 31), (year - 1, 12, 31), (year + 1, 1, 1), (year, 6, 15)]
         elif pattern in ("%Y-%m", "%Y%m") and re.fullmatch(r"\d{4}-?\d{2}", text) and 1 <= int(text[-2:]) <= 12:
             year, month = int(text[:4]), int(text[-2:])
-            spots = [(year, month, 1), (year, month, 28), (year - 1, month, 5), (year, month % 12 + 1, 1), (year, (month + 10) % 12 + 1, 28)]
+            spots = [
+                (year, month, 1),
+                (year, month, 28),
+                (year - 1, month, 5),
+                (year, month % 12 + 1, 1),
+                (year, (month + 10) % 12 + 1, 28),
+            ]
         elif pattern == "%m" and text.isdigit() and 1 <= int(text) <= 12:
             month = int(text)
             spots = [(2023, month, 1), (2024, month, 28), (2023, month % 12 + 1, 1), (2024, (month + 10) % 12 + 1, 28)]
@@ -179,7 +187,17 @@ def _like(pattern: str) -> list[str]:
     core = pattern.replace("_", "a")
     bare = core.replace("%", "")
     middle = core.strip("%").replace("%", "x")
-    listed = [bare, middle, core.replace("%", "x"), middle + "x", "x" + middle, "x" + middle + "x", middle[:-1], middle[1:], middle.swapcase()]
+    listed = [
+        bare,
+        middle,
+        core.replace("%", "x"),
+        middle + "x",
+        "x" + middle,
+        "x" + middle + "x",
+        middle[:-1],
+        middle[1:],
+        middle.swapcase(),
+    ]
     if "_" in pattern:
         listed += [pattern.replace("%", "").replace("_", ""), pattern.replace("%", "").replace("_", "aa")]
     return [v for v in dict.fromkeys(listed) if v]

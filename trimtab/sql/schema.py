@@ -1,6 +1,6 @@
 """Tables, columns and keys of a database, read from DDL, from the lines of a prompt, or from a Spider/BIRD folder.
 
-A prompt may hold `CREATE TABLE` statements, or one line a table: `book(id, title, genre)`, `商品(编号, 名称, 价格)`, `t(a INTEGER, b TEXT)`.
+A prompt may hold `CREATE TABLE` statements, or one line a table: `book(id, title, genre)`, `商品(编号, 名称)`, `t(a INTEGER, b TEXT)`.
 What such a line does not say (types, keys) is left open (`kind` ""), for `infer.py` to settle from the queries.
 """
 
@@ -22,9 +22,11 @@ TYPES: dict[Kind, str] = {
 }  # fmt: skip
 
 _CREATE = re.compile(r"\bcreate\s+(?:temp(?:orary)?\s+)?table\b", re.IGNORECASE)
-_LINE = re.compile(r"^[ \t>*#-]*([^\s(（),，:：;；'\"`]+)\s*[(（]([^()（）]*(?:\([^()]*\)[^()（）]*)*)[)）]\s*[;；。]?\s*$")
+_LINE = re.compile(
+    r"^[ \t>*#-]*([^\s(（),，:：;；'\"`]+)\s*[(（]([^()（）]*(?:\([^()]*\)[^()（）]*)*)[)）]\s*[;；。]?\s*$"
+)
 _NAME = re.compile(r"[^\W\d]\w*\Z")
-_QUOTES = "`\"[]"
+_QUOTES = '`"[]'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +191,9 @@ def from_ddl(text: str, dialect: str, name: str = "ddl") -> Schema | None:
             if isinstance(part, exp.ColumnDef):
                 kinds = [c.kind for c in part.constraints]
                 key = any(isinstance(k, exp.PrimaryKeyColumnConstraint) for k in kinds)
-                required = any(isinstance(k, exp.NotNullColumnConstraint) and not k.args.get("allow_null") for k in kinds)
+                required = any(
+                    isinstance(k, exp.NotNullColumnConstraint) and not k.args.get("allow_null") for k in kinds
+                )
                 primary += [part.name] if key else []
                 unique += [[part.name]] if any(isinstance(k, exp.UniqueColumnConstraint) for k in kinds) else []
                 for k in kinds:
@@ -274,7 +278,11 @@ def _listed(part: str) -> Column | None:
         return None
     if rest and not re.match(r"[A-Za-z]\w*", rest):
         return None
-    kind: Kind = kind_of(rest) if re.match(r"(?i)(var)?char|text|int|big|small|num|dec|real|floa|doub|date|time|bool|serial|str", rest) else ""
+    kind: Kind = (
+        kind_of(rest)
+        if re.match(r"(?i)(var)?char|text|int|big|small|num|dec|real|floa|doub|date|time|bool|serial|str", rest)
+        else ""
+    )
     if rest and not kind:
         return None
     return Column(name=title, kind=kind, unique="primary key" in rest.lower())
@@ -331,7 +339,14 @@ _SPIDER: dict[str, Kind] = {
 
 def _spider(entry: Mapping[str, Any], folder: Path) -> Schema:
     name = str(entry["db_id"])
-    path = next((p for p in (folder / "database", folder, *sorted(folder.glob("*databases"))) if (p / name / f"{name}.sqlite").is_file()), None)
+    path = next(
+        (
+            p
+            for p in (folder / "database", folder, *sorted(folder.glob("*databases")))
+            if (p / name / f"{name}.sqlite").is_file()
+        ),
+        None,
+    )
     file = path / name / f"{name}.sqlite" if path is not None else None
     titles: Sequence[str] = entry["table_names_original"]
     listed: Sequence[tuple[int, str]] = entry["column_names_original"]
@@ -380,7 +395,9 @@ def from_sqlite(file: Path, schema: Schema, most: int = 60) -> Schema:
                 kind = kind_of(declared)
                 if values and all(isinstance(v, str) for v in values) and kind in ("integer", "real"):
                     kind = "text"
-                own = re.search(rf"{re.escape(quoted(column))} \w+(?: NOT NULL)?( UNIQUE)?(?: /\* (\S+) \*/)?", sql or "")
+                own = re.search(
+                    rf"{re.escape(quoted(column))} \w+(?: NOT NULL)?( UNIQUE)?(?: /\* (\S+) \*/)?", sql or ""
+                )
                 columns.append(
                     Column(
                         name=column, kind=kind or "text", pattern=(own[2] or "") if own else "", values=values,
