@@ -181,9 +181,9 @@ class _Search:
             first = [i for i in range(len(self.queries)) if place and self._open(i)]
             for draw in range(tries):
                 path = self.temporary / f"{place}-{draw}.sqlite"
-                filled = rows(
-                    self.schema, self.idea, PROFILES[place % len(PROFILES)], f"{self.seed} {place} {draw}", first
-                )
+                profile = PROFILES[place % len(PROFILES)]
+                scale = 1.6 if first and draw % 2 else 1.0  # more rows, where something is left to show
+                filled = rows(self.schema, self.idea, profile, f"{self.seed} {place} {draw}", first, scale)
                 write(path, self.schema, filled)
                 killed, stillborn, usable = self._try(path)
                 new = sum(u and not v for u, v in zip(usable, self.verified, strict=True))

@@ -12,9 +12,10 @@ import datetime as dt
 import random
 import re
 import sqlite3
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,8 @@ class Profile:
 PROFILES = (
     Profile(name="full", rows=36, nulls=0.03, loose=0.0, twins=0.25),
     Profile(name="distinct", rows=30, nulls=0.0, loose=0.0, twins=0.0, apart=True),
-    Profile(name="nulls", rows=36, nulls=0.22, loose=0.12, twins=0.3),
     Profile(name="few", rows=9, nulls=0.08, loose=0.0, twins=0.2, apart=True),
+    Profile(name="nulls", rows=36, nulls=0.22, loose=0.12, twins=0.3),
 )
 
 _WORDS = ("alpha", "beta", "gamma", "delta", "Alpha", "omega", "kappa", "sigma")
@@ -144,14 +145,19 @@ def _scenes(schema: Schema, one: Facts, values: dict[Cell, list[Any]], fold: int
         if listed
     }
     yield scene(other)
+    worst = {place: listed[-1][0] for place, listed in ranked.items() if listed}
     for place, listed in ranked.items():
         for value, _ in listed:
             yield scene({**best, place: value})
+            if one.either:
+                yield scene({**worst, place: value})
         if len(ranked) > 1 or one.joined:
             yield scene({**best, place: None})
-    yield from _twice(schema, one, best, scene)
+    if not one.grouped:
+        yield from _twice(schema, one, best, scene)
     if len(ranked) > 1:
-        yield scene({place: listed[-1][0] for place, listed in ranked.items() if listed})
+        yield scene(worst)
+    yield from _extremes(schema, one, best, worst, scene)
     for having in one.havings:
         if having.keys:
             yield from _groups(schema, one, having, best, scene, values)
@@ -170,7 +176,7 @@ def _twice(schema: Schema, one: Facts, best: dict[Place, Any], scene: Any) -> It
             continue
         if column.kind in ("integer", "real"):
             numbers.append(place)
-        fixed[place] = _own(column, len(fixed), float(len(one.shown) + 3 * len(column.name)))
+        fixed[place] = _own(column, len(fixed), column.name)
     if fixed:
         block: set[tuple[str, int]] = set()
         yield scene({**best, **fixed}, block)
@@ -180,6 +186,26 @@ def _twice(schema: Schema, one: Facts, best: dict[Place, Any], scene: Any) -> It
         yield scene({**best, numbers[0]: 11}, block)
         yield scene({**best, numbers[0]: 26}, block)
         yield scene({**best, numbers[0]: 17}, block)
+
+
+def _extremes(
+    schema: Schema, one: Facts, best: dict[Place, Any], worst: dict[Place, Any], scene: Any
+) -> Iterator[_Scene]:
+    """The least and the greatest number, in rows that are not in the answer: what fails the conditions, or has no partner."""
+    for place in dict.fromkeys((*one.shown, *one.ordered)):
+        table = schema.table(one.table(place))
+        column = table.column(place[1]) if table is not None else None
+        if column is None or column.unique or column.kind not in ("integer", "real"):
+            continue
+        if best != worst and place not in best:
+            for value in (2, 9500):
+                yield scene({**worst, place: value})
+        if one.limited and place in one.ordered:
+            for pair in one.joined:
+                for source, name in pair:
+                    if source == place[0]:
+                        for value in (1, 9600):
+                            yield _Scene({source: {place[1]: value, name: None}}, {source: one.sources[source]}, [])
 
 
 def _groups(
@@ -193,17 +219,20 @@ def _groups(
         return
     size = int(having.value)
     if having.aggregate.startswith("count"):
-        sizes = [n for n in (size, size + 1, size - 1) if 0 < n <= 12]
+        least = {">": 1, "<": -1}.get(having.op, 0)  # a group that is in the answer comes first
+        sizes = [n for n in dict.fromkeys((size + least, size, size + 1, size - 1)) if 0 < n <= 12]
+        sizes = sizes if sum(sizes) <= 24 else sizes[:2]
         amounts: list[list[float | None]] = [[None] * n for n in sizes]
     elif having.place is not None:
         v = having.value
-        amounts = [[v, v], [v - 9, v + 3], [v + 1, v + 1], [v - 1, v - 1], [v, v + 1]]
+        amounts = [[v - 9, v + 3], [v + 1], [v], [v - 1]]
         if having.aggregate == "sum":
             amounts = [[v // 2, v - v // 2], [v // 2 + 1, v - v // 2], [v // 2 - 1, v - v // 2], [v]]
+        amounts.sort(key=lambda group: _answers(having, group), reverse=True)
     else:
         return
     for number, group in enumerate(amounts):
-        name = _own(column, number, having.value)
+        name = _own(column, number, f"{having.aggregate} {having.value} {having.op}")
         values.setdefault((one.table(key), key[1]), [])
         block: set[tuple[str, int]] = set()
         for amount in group:
@@ -215,9 +244,14 @@ def _groups(
             yield scene(chosen, block)
 
 
-def _own(column: Column, number: int, seed: float) -> Any:
+def _answers(having: Any, group: list[Any]) -> bool:
+    total = sum(group) if having.aggregate == "sum" else sum(group) / len(group)
+    return {">": total > having.value, "<": total < having.value}.get(having.op, total == having.value)
+
+
+def _own(column: Column, number: int, seed: str) -> Any:
     """A value for a group of its own, that nothing else uses."""
-    n = int(seed * 7) % 50 * 6 + number
+    n = zlib.crc32(seed.encode()) % 400 * 6 + number
     if column.kind in ("integer", "real"):
         return 7000 + n
     if column.kind in ("date", "timestamp") or column.pattern:
@@ -276,8 +310,8 @@ class _Filler:
             decks = [self._deck(self.idea.scenes[i]) for i in numbers]
             for depth in range(max(map(len, decks), default=0)):
                 for deck in decks:
-                    if depth < len(deck):
-                        self._place(deck[depth])
+                    for scene in deck[depth] if depth < len(deck) else ():
+                        self._place(scene)
         self._spare_rows()
         self._keys()
         for late in (False, True):  # columns that look elsewhere after those they look into
@@ -290,13 +324,19 @@ class _Filler:
         self._twins()
         return {s.table.name: list(self._finished(s)) for s in self.state.values()}
 
-    def _deck(self, scenes: list[_Scene]) -> list[_Scene]:
-        """The scene in which all conditions hold, then the others in any order, those of one block together."""
-        if not scenes:
-            return []
-        single = [s for s in scenes[1:] if s.block is None]
+    def _deck(self, scenes: list[_Scene]) -> list[list[_Scene]]:
+        """What is placed at a time: the scene in which all conditions hold, the blocks, then the other scenes in any order."""
+        blocks: dict[int, list[_Scene]] = {}
+        for scene in scenes:
+            if scene.block is not None:
+                blocks.setdefault(id(scene.block), []).append(replace(scene, block=None))
+        for block in blocks.values():
+            fresh: set[tuple[str, int]] = set()
+            for scene in block:
+                scene.block = fresh
+        single = [[s] for s in scenes[1:] if s.block is None]
         self.rng.shuffle(single)
-        return [scenes[0], *(s for s in scenes if s.block is not None), *single]
+        return [[s] for s in scenes[:1]] + list(blocks.values()) + single
 
     # -------------------------------------------------------------------------------------------------------- scenes
 
@@ -337,7 +377,7 @@ class _Filler:
         for column, value in part.items():
             cell = self.columns[low, column]
             if value is None and (
-                cell.required or (low, column) in self.once or (self.profile.nulls == 0 and (low, column) in self.links)
+                cell.required or (low, column) in self.once or (self.profile.loose == 0 and (low, column) in self.links)
             ):
                 return None
         start = self.rng.randrange(len(state.rows)) if state.rows else 0

@@ -64,7 +64,8 @@ class Facts:
         ordered, grouped: columns that ORDER BY or GROUP BY names.
         columns: every column with its table, as the query spells them.
         votes: kinds that a column (table, column) is used as.
-        outer: sources whose rows need no partner to be in the answer.
+        shown: columns of the answer; `means`: columns that are compared with their own mean.
+        limited: it has LIMIT; `either`: it has OR.
     """
 
     sources: list[str] = field(default_factory=list)
@@ -82,6 +83,7 @@ class Facts:
     sure: list[tuple[str, str]] = field(default_factory=list)
     votes: dict[tuple[str, str], list[str]] = field(default_factory=lambda: defaultdict(list))
     limited: bool = False
+    either: bool = False
 
     def table(self, place: Place) -> str:
         return self.sources[place[0]]
@@ -93,7 +95,9 @@ _OPS = {"EQ": "=", "NullSafeEQ": "=", "NEQ": "<>", "LT": "<", "LTE": "<=", "GT":
 _SUMS = ("Sum", "Avg", "Stddev", "StddevPop", "StddevSamp", "Variance", "VariancePop", "Median")
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Mod", "Abs", "Round", "Ceil", "Floor", "Neg", "Sqrt", "Pow")
 _DATES = frozenset(
-    ["Extract", "TimestampTrunc", "DateTrunc", "TimeToStr", "TsOrDsToDate", "TsOrDsToTimestamp", "Date", "DateAdd", "DateSub", "DateDiff", "TimestampDiff", "AddMonths", "LastDay", "DayOfWeek", "Quarter", "Week", "MonthsBetween", "DatetimeAdd", "DatetimeSub", "DayOfYear", "Hour", "Minute"]
+    ["Extract", "TimestampTrunc", "DateTrunc", "TimeToStr", "TsOrDsToDate", "TsOrDsToTimestamp", "Date", "DateAdd", "DateSub", "DateDiff",
+     "TimestampDiff", "AddMonths", "LastDay", "DayOfWeek", "Quarter", "Week", "MonthsBetween", "DatetimeAdd", "DatetimeSub", "DayOfYear",
+     "Hour", "Minute"]
 )  # fmt: skip
 _TEXTS = frozenset(
     [
@@ -308,6 +312,7 @@ class _Reader:
         for ordered in select.args["order"].expressions if select.args.get("order") else ():
             facts.ordered += self._places(ordered.this, scope)
         facts.limited = facts.limited or bool(select.args.get("limit"))
+        facts.either = facts.either or scope.find(exp.Or) is not None
         for shown in select.selects:
             facts.shown += self._places(shown, scope)
         for node in scope.find_all(
