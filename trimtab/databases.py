@@ -33,7 +33,6 @@ from trimtab.sql.canonical import canonical_sql
 from trimtab.sql.dialects import DIALECTS
 from trimtab.sql.gold_mutants import mutants
 from trimtab.sql.judge import Database, Judge
-from trimtab.sql.sandbox import Sandbox
 from trimtab.sql.schema import Schema, from_ddl, from_json, from_spider, from_sqlite
 from trimtab.sql.statement import find_statement
 from trimtab.sql.verdicts import Row, Verdict
@@ -101,8 +100,8 @@ def build_databases(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        found = _build(asks, dialect, temporary, instances, seed, spider is not None)
-        queries, of_row, schemas = found
+        with Judge() as judge:
+            queries, of_row, schemas = _build(judge, asks, dialect, temporary, instances, seed, spider is not None)
         start = 0
         entries: dict[str, Any] = {}
         numbered = []
@@ -138,12 +137,12 @@ def build_databases(
 
 
 def _build(
-    asks: Sequence[Ask | None], dialect: str, folder: Path, instances: int, seed: int, quoted: bool
+    judge: Judge, asks: Sequence[Ask | None], dialect: str, folder: Path, instances: int, seed: int, quoted: bool
 ) -> tuple[list[Query], list[Query | None], dict[str, Schema]]:
     """The distinct queries, each row's query, and the schemas."""
-    there = [ask for ask in asks if ask is not None]
-    with Sandbox() as sandbox, tempfile.TemporaryDirectory(prefix="trimtab-sql-") as scratch:
-        names, schemas = assign(there, dialect, evaluator(sandbox, Path(scratch), dialect))
+    with tempfile.TemporaryDirectory(prefix="trimtab-sql-") as scratch:
+        there = [ask for ask in asks if ask is not None]
+        names, schemas = assign(there, dialect, evaluator(judge.sandbox, Path(scratch), dialect))
     queries: dict[tuple[str, str], Query] = {}
     name_of = iter(names)
     of_row: list[Query | None] = []
@@ -156,7 +155,7 @@ def _build(
         of_row.append(queries.setdefault((ask.gold, name), made))
     listed = list(queries.values())
     build(
-        listed, schemas, dialect=dialect, folder=folder / "instances", instances=instances, seed=seed, quoted_values=quoted,
+        listed, schemas, judge, dialect=dialect, folder=folder / "instances", instances=instances, seed=seed, quoted_values=quoted,
         say=_say,
     )  # fmt: skip
     return listed, of_row, schemas

@@ -87,6 +87,7 @@ def statement(gold: str) -> str:
 def build(
     queries: Sequence[Query],
     schemas: Mapping[str, Schema],
+    judge: Judge,
     *,
     dialect: str,
     folder: Path,
@@ -103,7 +104,7 @@ def build(
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = _file_names(list(schemas))
-    with Judge() as judge, tempfile.TemporaryDirectory(prefix="trimtab-sql-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="trimtab-sql-") as temporary:
         constant = evaluator(judge.sandbox, Path(temporary), dialect)
         for number, (key, schema) in enumerate(schemas.items(), 1):
             own = [q for q in queries if q.schema == key]

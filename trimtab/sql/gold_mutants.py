@@ -299,7 +299,8 @@ def _order(node: Any, order: Any) -> Iterator[str]:
         with _set(node, order=None):
             yield "ORDER BY dropped"
         for i, ordered in enumerate(order.expressions):
-            with _set(ordered, desc=not ordered.args.get("desc"), nulls_first=None):
+            nulls = not ordered.args.get("nulls_first")  # what the dialect does with NULLs turns, too
+            with _set(ordered, desc=not ordered.args.get("desc"), nulls_first=nulls):
                 yield "sort direction turned"
             if len(order.expressions) > 1:
                 kept = [e.copy() for j, e in enumerate(order.expressions) if j != i]

@@ -249,7 +249,7 @@ class _Reader:
         select = source.expression
         while isinstance(select, exp.SetOperation):
             select = select.left
-        scope = next((s for s in (*source.union_scopes, source) if s.expression is select), source)
+        scope = next((s for s in source.traverse() if s.expression is select), source)
         for selected in select.selects if isinstance(select, exp.Select) else ():
             if selected.alias_or_name.lower() == name:
                 inner = selected.unalias()
@@ -546,7 +546,7 @@ def _number(text: str) -> int | float | None:
 
 # ------------------------------------------------------------------------------------------------------------- schemas
 
-_ID = re.compile(r"(?i)(id|no|code|编号|序号|主键|uid|uuid)\Z")
+_ID = re.compile(r"(?:^|_)(?:id|ID|Id|uid)\Z|[a-z](?:Id|ID)\Z|(?:编号|序号|主键)\Z")
 _NAMED: tuple[tuple[str, Kind], ...] = (
     (r"(?:^|_)(?:date|day|birthday)$|日期$|^日$|有效期$|生日$", "date"),
     (r"(?:^|_)(?:time|timestamp|datetime)$|_at$|时间$", "timestamp"),
@@ -604,6 +604,8 @@ def complete(schema: Schema | None, facts: Iterable[Facts], name: str = "inferre
                     kinds[a, x] = right
                 elif left[0] and not right[0]:
                     kinds[b, y] = left
+                elif not left[0] and (_ID.search(x) or _ID.search(y)):
+                    kinds[a, x] = kinds[b, y] = ("integer", "")
     joined = {(a, x) for a, x, _, _ in pairs} | {(b, y) for _, _, b, y in pairs}
     made = {}
     for low, columns in tables.items():
