@@ -374,11 +374,12 @@ def short(report: Mapping[str, Any]) -> str:
         f"{report['rows']} rows, {report['queries']} queries, {len(report['schemas'])} schemas: {report['verifiable']} verifiable "
         f"({_percent(share)}), {_percent(report['kill_rate'])} of {report['mutants']} mutants told from gold, {report['seconds']:.0f} s"
     ]
-    for reason, listed in list(report["unverified"].items())[:SHOWN]:
+    heads: dict[str, list[Any]] = {}
+    for reason, listed in report["unverified"].items():
+        heads.setdefault(reason.partition(":")[0], []).extend(listed)
+    for reason, listed in heads.items():
         shown = ", ".join(map(str, listed[:SHOWN]))
         lines.append(f"  unverified, {reason}: {len(listed)}: row {shown}" + (" ..." if len(listed) > SHOWN else ""))
-    if len(report["unverified"]) > SHOWN:
-        lines.append(f"  and {len(report['unverified']) - SHOWN} more reasons, in report.md")
     return "\n".join(lines)
 
 

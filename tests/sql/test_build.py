@@ -184,7 +184,7 @@ def test_a_sample_of_the_example(tmp_path: Path, judge: Judge, capsys: pytest.Ca
     instances = sorted(p.name for p in (first / "instances").iterdir())
     assert instances == sorted(p.name for p in (second / "instances").iterdir())
     assert all(dump(first / "instances" / p) == dump(second / "instances" / p) for p in instances)
-    assert "44 verifiable (100.0 %)" in capsys.readouterr().out
+    assert "26 verifiable (100.0 %)" in capsys.readouterr().out
 
 
 def test_a_count_is_what_the_judge_says(article: Path, judge: Judge) -> None:
@@ -266,7 +266,7 @@ def test_a_spider_folder_of_a_third_party(tmp_path: Path, judge: Judge) -> None:
     listed = [
         {"question": "Names of old singers?", "query": "SELECT name FROM singer WHERE age > 40", "db_id": "stage"},
         {"question": "Adele's concerts in 2015?", "db_id": "stage",
-         "query": 'SELECT COUNT(*) FROM concert AS c JOIN singer AS s ON c.singer_id = s.id WHERE s.name = "Adele" AND strftime("%Y", c.held) = "2015"'},
+         "query": "SELECT COUNT(*) FROM concert AS c JOIN singer AS s ON c.singer_id = s.id WHERE s.name = \"Adele\" AND strftime('%Y', c.held) = '2015'"},
     ]  # fmt: skip
     out = tmp_path / "out"
     assert (
@@ -289,7 +289,7 @@ def test_an_entry_and_a_config(tmp_path: Path) -> None:
     (tmp_path / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     config = tmp_path / "sft.yaml"
     config.write_text(
-        f"stage: sft\nmodel_name_or_path: none\ndataset: shop\ndataset_dir: {tmp_path.as_posix()}\noutput_dir: out\n",
+        f"stage: sft\nmodel_name_or_path: some/model\ndataset: shop\ndataset_dir: {tmp_path.as_posix()}\noutput_dir: out\n",
         encoding="utf-8",
     )
     for name, words in (("shop", ["--dataset_dir", str(tmp_path)]), (str(config), [])):
@@ -329,7 +329,7 @@ def test_mistakes_are_told(tmp_path: Path, fails: Callable[[list[str]], str]) ->
     (full / "x").write_text("", encoding="utf-8")
     schemas = save(tmp_path, [{"name": "x", "ddl": ["CREATE TABLE t (a INT)"]}], "schemas.json")
     bare = tmp_path / "bare.yaml"
-    bare.write_text("model_name_or_path: none\n", encoding="utf-8")
+    bare.write_text("model_name_or_path: some/model\n", encoding="utf-8")
     odd = str(save(tmp_path, ["SELECT 1"], "odd.json"))
     empty = str(save(tmp_path, [{"instruction": "a", "answer": "SELECT 1"}], "empty.json"))
     told = {

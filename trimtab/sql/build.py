@@ -269,6 +269,6 @@ class _Search:
         worst = next((r for r in reasons if r.startswith("gold: ")), reasons[0])
         if worst.startswith("gold: "):
             return "gold cannot be executed: " + worst.removeprefix("gold: ")
-        if "LIMIT" in worst:
+        if "LIMIT" in worst or (query.facts is not None and query.facts.limited):
             return "LIMIT without total order" + (": it cuts through a tie" if "tie" in worst else "")
         return "not deterministic: " + worst.removeprefix("gold is not determined: ")

@@ -300,7 +300,7 @@ def _order(node: Any, order: Any) -> Iterator[str]:
             yield "ORDER BY dropped"
         for i, ordered in enumerate(order.expressions):
             nulls = not ordered.args.get("nulls_first")  # what the dialect does with NULLs turns, too
-            with _set(ordered, desc=not ordered.args.get("desc"), nulls_first=nulls):
+            with _set(ordered, desc=None if ordered.args.get("desc") else True, nulls_first=nulls):
                 yield "sort direction turned"
             if len(order.expressions) > 1:
                 kept = [e.copy() for j, e in enumerate(order.expressions) if j != i]
