@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # a query is read best on one line
 """The mutants of a query, listed by hand, and that none of them is a change without a difference."""
 
 from __future__ import annotations

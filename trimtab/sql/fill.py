@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.sql.infer import Facts, Place
+from trimtab.sql.infer import Facts, Having, Place
 from trimtab.sql.probes import probes, written
 from trimtab.sql.schema import Column, Link, Schema, Table
 
@@ -209,7 +209,7 @@ def _extremes(
 
 
 def _groups(
-    schema: Schema, one: Facts, having: Any, best: dict[Place, Any], scene: Any, values: dict[Cell, list[Any]]
+    schema: Schema, one: Facts, having: Having, best: dict[Place, Any], scene: Any, values: dict[Cell, list[Any]]
 ) -> Iterator[_Scene]:
     """Groups just below, at and above the border of a HAVING."""
     key = having.keys[0]
@@ -244,9 +244,9 @@ def _groups(
             yield scene(chosen, block)
 
 
-def _answers(having: Any, group: list[Any]) -> bool:
+def _answers(having: Having, group: list[Any]) -> bool:
     total = sum(group) if having.aggregate == "sum" else sum(group) / len(group)
-    return {">": total > having.value, "<": total < having.value}.get(having.op, total == having.value)
+    return bool({">": total > having.value, "<": total < having.value}.get(having.op, total == having.value))
 
 
 def _own(column: Column, number: int, seed: str) -> Any:

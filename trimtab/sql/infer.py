@@ -183,7 +183,7 @@ class _Reader:
         from sqlglot import exp
 
         self._number(scopes)
-        found = {}
+        found: dict[int, str] = {}
         for scope in scopes:
             for column in scope.find_all(exp.Column):
                 place = None if isinstance(column.this, exp.Star) else self.place(column, scope)
