@@ -76,6 +76,9 @@ def assign(asks: Sequence[Ask], dialect: str, constant: Constant) -> tuple[list[
                     pools[placed[i]].facts.append(facts)
                 continue
         bare.setdefault(ask.key, []).append(i)
+    facts_of: dict[int, list[Facts]] = {}
+    for number, pool in enumerate(pools):
+        facts_of.setdefault(_root(pools, number), []).extend(pool.facts)
     finished: dict[int, str] = {}
     for i, ask in enumerate(asks):
         if ask.given is not None:
@@ -89,14 +92,13 @@ def assign(asks: Sequence[Ask], dialect: str, constant: Constant) -> tuple[list[
                 pool = pools[root]
                 name = _fresh(ask.key or next(iter(pool.tables.values())).name, schemas)
                 finished[root] = name
-                everything = [f for p, own in enumerate(pools) if _root(pools, p) == root for f in own.facts]
                 raw = Schema(
                     name=name,
                     tables=tuple(pool.tables.values()),
                     links=tuple(dict.fromkeys(pool.links)),
                     origin=pool.origin,
                 )
-                schemas[name] = complete(raw, everything)
+                schemas[name] = complete(raw, facts_of[root])
             names[i] = finished[root]
     for key, numbers in bare.items():
         for name, (schema, own) in _inferred(asks, numbers, key, dialect, constant).items():

@@ -104,12 +104,13 @@ def build(
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = _file_names(list(schemas))
-    with tempfile.TemporaryDirectory(prefix="trimtab-sql-") as temporary:
+    by_schema: dict[str, list[Query]] = {}
+    for query in queries:
+        by_schema.setdefault(query.schema, []).append(query)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
         constant = evaluator(judge.sandbox, Path(temporary), dialect)
         for number, (key, schema) in enumerate(schemas.items(), 1):
-            own = [q for q in queries if q.schema == key]
-            if not own:
-                continue
+            own = by_schema.get(key, [])
             for query in own:
                 query.facts = read(query.gold, dialect, schema, constant)
             count = -(-len(own) // GROUP)
@@ -117,15 +118,14 @@ def build(
                 part = own[group::count]
                 for query in part:
                     query.group = group
-                stem = names[key] + (f"-{group}" if count > 1 else "")
-                search = _Search(
-                    judge, schema, part, dialect, Path(temporary), f"{seed} {schema.name} {group}", quoted_values
-                )
+                # Every file has a name of its own: the judge keeps gold's answers by it.
+                stem = Path(temporary) / (names[key] + (f"-{group}" if count > 1 else ""))
+                search = _Search(judge, schema, part, dialect, stem, f"{seed} {schema.name} {group}", quoted_values)
                 search.run(instances)
-                search.keep(folder, stem)
-            say(
-                f"{number}/{len(schemas)} {schema.name}: {len(own)} queries, {sum(not q.unverified for q in own)} verifiable"
-            )
+                search.keep(folder)
+            if number % max(1, len(schemas) // 50) == 0:
+                good = sum(not q.unverified for q in own)
+                say(f"{number}/{len(schemas)} {schema.name}: {len(own)} queries, {good} verifiable")
 
 
 def _file_names(keys: Sequence[str]) -> dict[str, str]:
@@ -147,10 +147,10 @@ class _Search:
     """The instances of one group of queries."""
 
     def __init__(
-        self, judge: Judge, schema: Schema, queries: list[Query], dialect: str, temporary: Path, seed: str, quoted: bool
+        self, judge: Judge, schema: Schema, queries: list[Query], dialect: str, stem: Path, seed: str, quoted: bool
     ) -> None:
         self.judge, self.schema, self.queries, self.dialect = judge, schema, queries, dialect
-        self.temporary, self.seed = temporary, seed
+        self.stem, self.seed = stem, seed
         fold = 1 if dialect in ("sqlite", "mysql", "tsql") else 0
         self.idea: Ideas = ideas(schema, [q.facts for q in queries], fold)
         self.open: list[list[Mutant]] = [mutants(q.statement, dialect, schema) for q in queries]
@@ -163,7 +163,7 @@ class _Search:
 
     def _quotes(self) -> None:
         """Find the queries that need "x" as text: they name a column that is not there."""
-        path = self.temporary / "names.sqlite"
+        path = self.stem.with_name(f"{self.stem.name} names.sqlite")
         write(path, self.schema, {})
         for query in self.queries:
             if '"' in query.gold:
@@ -181,7 +181,7 @@ class _Search:
             )
             first = [i for i in range(len(self.queries)) if place and self._open(i)]
             for draw in range(tries):
-                path = self.temporary / f"{place}-{draw}.sqlite"
+                path = self.stem.with_name(f"{self.stem.name} {place} {draw}.sqlite")
                 profile = PROFILES[place % len(PROFILES)]
                 scale = 1.6 if first and draw % 2 else 1.0  # more rows, where something is left to show
                 filled = rows(self.schema, self.idea, profile, f"{self.seed} {place} {draw}", first, scale)
@@ -241,11 +241,11 @@ class _Search:
             self.open[i] = [m for k, m in enumerate(self.open[i]) if k not in gone]
             self.verified[i] = self.verified[i] or usable[i]
 
-    def keep(self, folder: Path, stem: str) -> None:
+    def keep(self, folder: Path) -> None:
         """Move the instances to their folder and settle what each query is worth."""
         final = []
         for number, path in enumerate(p for p in self.kept if str(p) != self.sample):
-            target = folder / f"{stem}-{number}.sqlite"
+            target = folder / f"{self.stem.name}-{number}.sqlite"
             path.replace(target)
             final.append(target)
         if self.sample:
@@ -269,6 +269,7 @@ class _Search:
         worst = next((r for r in reasons if r.startswith("gold: ")), reasons[0])
         if worst.startswith("gold: "):
             return "gold cannot be executed: " + worst.removeprefix("gold: ")
-        if "LIMIT" in worst or (query.facts is not None and query.facts.limited):
+        cut = "rownum" in query.gold.lower() or (query.facts is not None and query.facts.limited)
+        if "LIMIT" in worst or cut:
             return "LIMIT without total order" + (": it cuts through a tie" if "tie" in worst else "")
         return "not deterministic: " + worst.removeprefix("gold is not determined: ")

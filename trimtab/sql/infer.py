@@ -145,11 +145,9 @@ def analyse(gold: str, dialect: str, known: Schema | None, constant: Constant) -
     from sqlglot.optimizer.scope import traverse_scope
 
     try:
-        tree = sqlglot.parse_one(gold, read=dialect)
-        scopes = traverse_scope(tree)
-    except (SqlglotError, RecursionError, ValueError, AttributeError, KeyError, TypeError):
+        return _Reader(known, dialect, constant).read(traverse_scope(sqlglot.parse_one(gold, read=dialect)))
+    except (SqlglotError, RecursionError, ValueError, AttributeError, KeyError, TypeError):  # text that is not SQL
         return None
-    return _Reader(known, dialect, constant).read(scopes)
 
 
 def owners(tree: Any, known: Schema) -> dict[int, str]:
@@ -325,8 +323,8 @@ class _Reader:
         from sqlglot import exp
 
         found = [self.place(c, scope) for c in node.find_all(exp.Column) if not isinstance(c.this, exp.Star)]
-        if not found and isinstance(node, exp.Literal) and node.is_int:  # ORDER BY 2
-            selects = scope.expression.selects
+        if not found and isinstance(node, exp.Literal) and node.is_int and not isinstance(node.parent, exp.Select):
+            selects = scope.expression.selects  # ORDER BY 2
             index = int(node.name) - 1
             if 0 <= index < len(selects):
                 return self._places(selects[index], scope)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from trimtab.sql.functions import format_time, iso, like, moment
+from trimtab.sql.functions import format_time, iso, like, moment, now
 from trimtab.sql.infer import Condition
 from trimtab.sql.schema import Column
 
@@ -24,8 +24,10 @@ def probes(column: Column, condition: Condition, fold: int) -> list[tuple[Value,
         fold: the case rule of LIKE, as `functions.like` has it.
     """
     wrap, values = condition.wrap, [v for v in condition.values if v is not None]
-    if condition.op == "null" or not values or wrap == "?":
+    if condition.op == "null" or not values:
         return []
+    if wrap == "?":
+        return [(value, True) for value in _spread(column, values)]
     dated = column.kind in ("date", "timestamp") or bool(column.pattern)
     if wrap.startswith("parse:") or (wrap == "" and dated):
         found = _dates(column, condition, values)
@@ -49,6 +51,29 @@ def probes(column: Column, condition: Condition, fold: int) -> list[tuple[Value,
     else:
         found = _texts(condition, [str(v) for v in values])
     return list(dict.fromkeys(found))
+
+
+def _spread(column: Column, values: list[Any]) -> list[Value]:
+    """Values far and near, for a column that is computed with in a way that is not followed: which of them holds is not known."""
+    numbers = [v for v in values if isinstance(v, int | float)]
+    if column.kind in ("date", "timestamp") or column.pattern:
+        start = moment(now()) or dt.datetime(2025, 6, 15)
+        days = sorted(
+            {
+                1,
+                40,
+                400,
+                4000,
+                9000,
+                13000,
+                *(abs(int(n)) * k + d for n in numbers for k in (1, 30, 365) for d in (-1, 0, 1)),
+            }
+        )
+        return [written(column, start - dt.timedelta(days=n)) for n in days if n < 60_000]
+    if column.kind in ("integer", "real"):
+        spots = [x for n in numbers for x in (n, n - 1, n + 1, n / 2, n / 2 + 1, n * 2, n * 2 + 1, -n)]
+        return list(dict.fromkeys(int(x) if column.kind == "integer" else float(x) for x in spots))
+    return []
 
 
 def holds(condition: Condition, value: Any) -> bool:
