@@ -286,11 +286,15 @@ def test_a_spider_folder_of_a_third_party(tmp_path: Path, judge: Judge) -> None:
 
 def test_one_query_on_two_schemas(tmp_path: Path, judge: Judge) -> None:
     """The same text, other tables: each row is judged on its own."""
-    listed = [ask("SELECT a FROM t WHERE a > 5", f"t({columns})\n?") for columns in ("a", "a, b", "b")]
+    listed = [ask("SELECT a FROM t WHERE a > 5", f"t({columns})\n?") for columns in ("a", "a, b INTEGER", "b")]
     out = tmp_path / "out"
     assert main(["sql", "build", str(save(tmp_path, listed)), "--output", str(out)]) == 0
     found = built(out)
-    assert [r["database"][0] for r in found] == ["instances/t-0.sqlite", "instances/t_2-0.sqlite", "instances/t_3-0.sqlite"]
+    assert [r["database"][0] for r in found] == [
+        "instances/t-0.sqlite",
+        "instances/t_2-0.sqlite",
+        "instances/t_3-0.sqlite",
+    ]
     assert [r["unverified"] for r in found[:2]] == [None, None]
     assert "no such column: a" in found[2]["unverified"]
     assert found[0]["mutants_total"] < found[1]["mutants_total"]  # b for a

@@ -160,7 +160,7 @@ def _scenes(schema: Schema, one: Facts, values: dict[Cell, list[Any]], fold: int
     yield from _extremes(schema, one, best, worst, scene)
     for having in one.havings:
         if having.keys:
-            yield from _groups(schema, one, having, best, scene, values)
+            yield from _groups(schema, one, having, best, scene)
 
 
 def _twice(schema: Schema, one: Facts, best: dict[Place, Any], scene: Any) -> Iterator[_Scene]:
@@ -208,9 +208,7 @@ def _extremes(
                             yield _Scene({source: {place[1]: value, name: None}}, {source: one.sources[source]}, [])
 
 
-def _groups(
-    schema: Schema, one: Facts, having: Having, best: dict[Place, Any], scene: Any, values: dict[Cell, list[Any]]
-) -> Iterator[_Scene]:
+def _groups(schema: Schema, one: Facts, having: Having, best: dict[Place, Any], scene: Any) -> Iterator[_Scene]:
     """Groups just below, at and above the border of a HAVING."""
     key = having.keys[0]
     table = schema.table(one.table(key))
@@ -233,7 +231,6 @@ def _groups(
         return
     for number, group in enumerate(amounts):
         name = _own(column, number, f"{having.aggregate} {having.value} {having.op}")
-        values.setdefault((one.table(key), key[1]), [])
         block: set[tuple[str, int]] = set()
         for amount in group:
             chosen = {**best, key: name}
