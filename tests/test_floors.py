@@ -12,7 +12,8 @@ pytestmark = pytest.mark.unit
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 
-for name in ["types", "errors", "registry", "rundir", "diagnose", "config", "data", "report", "plan", "models.folder", "dry_run"]:
+NAMES = ["types", "errors", "registry", "rundir", "diagnose", "config", "data", "report", "plan", "models.folder", "dry_run", "databases"]
+for name in NAMES:
     module = importlib.import_module(f"trimtab.{name}")
     for found in pkgutil.walk_packages(getattr(module, "__path__", []), f"trimtab.{name}."):
         importlib.import_module(found.name)

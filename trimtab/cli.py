@@ -333,6 +333,70 @@ def data_split(
     )  # fmt: skip
 
 
+sql_app = typer.Typer(
+    help="Databases for text-to-SQL rows, and what is judged on them.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(sql_app, name="sql")
+
+
+@sql_app.command("build")
+def sql_build(
+    file: Annotated[
+        str, typer.Argument(help="a data file, a name in dataset_info.json, or a training YAML", metavar="FILE")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", help="a new folder; else NAME.databases here")] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            "--dialect", help="sqlite, postgres, mysql, oracle, tsql; else the entry's sql_dialect, else sqlite"
+        ),
+    ] = None,
+    ddl: Annotated[
+        Path | None, typer.Option("--ddl", help="a .sql file, or a .json list of schemas that rows name in a column")
+    ] = None,
+    spider: Annotated[
+        Path | None, typer.Option("--spider", help="a Spider or BIRD folder: tables.json, database/ID/ID.sqlite")
+    ] = None,
+    schema_column: Annotated[
+        str | None,
+        typer.Option("--schema-column", help="column with the schema's name (or its DDL); else schema, or db_id"),
+    ] = None,
+    instances: Annotated[int, typer.Option("--instances", min=1, max=16, help="databases of each schema")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    dataset_dir: Annotated[
+        str, typer.Option("--dataset-dir", "--dataset_dir", help="folder of dataset_info.json")
+    ] = "data",
+    format: Format = None,
+    column: Columns = None,
+) -> None:
+    """Make databases that tell right queries from wrong ones for the rows of FILE.
+
+    The schema is taken from --spider, --ddl, the prompts, or inferred from the gold queries. OUTPUT gets the rows with their databases
+    and what a verdict on them is worth, the instances, a dataset_info.json and a report. FILE itself is not touched.
+    """
+    from trimtab.databases import build_databases
+
+    build_databases(
+        file, output=output, dialect=dialect, ddl=ddl, spider=spider, schema_column=schema_column, instances=instances, seed=seed,
+        dataset_dir=dataset_dir, formatting=format, columns=column or (),
+    )  # fmt: skip
+
+
+@sql_app.command("explain")
+def sql_explain(
+    file: Annotated[Path, typer.Argument(help="a data file that `trimtab sql build` wrote")],
+    row: Annotated[int, typer.Argument(help="the number of a row, from 1")],
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="generated_predictions.jsonl for the rows of FILE")
+    ] = None,
+    answer: Annotated[str | None, typer.Option("--answer", help="the answer to judge")] = None,
+) -> None:
+    """Show a row's question and gold, the verdict on a prediction, both results, and what the databases cannot tell."""
+    from trimtab.databases import explain_row
+
+    explain_row(file, row, predictions=predictions, answer=answer)
+
+
 @app.command(context_settings=_WORDS)
 def config(file: File, words: Words = None) -> None:
     """Show every value of FILE and where it comes from."""

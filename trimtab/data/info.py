@@ -18,7 +18,7 @@ from trimtab.registry import nearest
 from trimtab.types import Origin
 
 INFO = "dataset_info.json"
-FLAGS = ("ranking", "formatting", "subset", "split", "folder", "num_samples", "columns", "tags")
+FLAGS = ("ranking", "formatting", "subset", "split", "folder", "num_samples", "columns", "tags", "sql_dialect")
 SOURCES = ("file_name", "hf_hub_url", "ms_hub_url")
 ELSEWHERE = ("om_hub_url", "script_url", "cloud_file_name")  # sources of theirs that we cannot read
 MEDIA = ("images", "videos", "audios")
@@ -31,6 +31,7 @@ class DatasetSpec:
 
     Attributes:
         where: the place that describes it, for errors.
+        sql_dialect: what the answers are written in, where they are SQL; "" where nobody says.
         note: what the user should know about how it was found; "" for nothing.
         described: it has an entry, or a file whose first row speaks for it; False only where `find` looks for absent ones too.
     """
@@ -46,6 +47,7 @@ class DatasetSpec:
     split: str = "train"
     folder: str | None = None
     num_samples: int | None = None
+    sql_dialect: str = ""
     note: str = ""
     described: bool = True
 
@@ -172,7 +174,7 @@ def _entry(name: str, entries: Mapping[str, Any], folder: Path, source: str, abs
             why=f"the entries are {', '.join(map(str, entries)) or 'none'}",
             remedy="name one of them, or add an entry",
         )
-    for key in (*SOURCES, "formatting", "subset", "split", "folder"):
+    for key in (*SOURCES, "formatting", "subset", "split", "folder", "sql_dialect"):
         if entry.get(key) is not None and (not isinstance(entry[key], str) or "\0" in entry[key]):
             raise DataError(
                 f"{key} is {entry[key]!r}, it must be text",
@@ -254,6 +256,7 @@ def _entry(name: str, entries: Mapping[str, Any], folder: Path, source: str, abs
         split=entry.get("split") or "train",
         folder=entry.get("folder"),
         num_samples=samples,
+        sql_dialect=entry.get("sql_dialect") or "",
         note=f"{name}: {', '.join(ignored)} in {source} means nothing here" if ignored else "",
     )
 

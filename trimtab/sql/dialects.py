@@ -203,7 +203,7 @@ _FORMAT = (  # Oracle's and PostgreSQL's date pattern, longest first, for the ca
 )  # fmt: skip
 
 
-def _strftime_of(pattern: str) -> str:
+def strftime_of(pattern: str) -> str:
     out, i = "", 0
     while i < len(pattern):
         for name, code in _FORMAT:
@@ -291,7 +291,7 @@ def _rewriter(dialect: str) -> Callable[[Any], Any]:
         if isinstance(node, exp.ToChar) and pattern is None:
             return call("tt_text", node.this)
         if isinstance(node, exp.ToChar) and pattern.is_string and not set(pattern.name) <= set("90,.FM$L"):
-            pattern = text(_strftime_of(pattern.name))
+            pattern = text(strftime_of(pattern.name))
         if dialect in ("postgres", "oracle") and pattern is not None and pattern.is_string:
             pattern = text(pattern.name.replace('"', ""))  # TO_CHAR(d, 'YYYY"-"MM')
         return call("tt_format_time", node.this, pattern)
