@@ -342,7 +342,7 @@ app.add_typer(sql_app, name="sql")
 @sql_app.command("build")
 def sql_build(
     file: Annotated[
-        str, typer.Argument(help="a data file, a name in dataset_info.json, or a training YAML", metavar="FILE")
+        str, typer.Argument(help="a data file, names in dataset_info.json (A,B), or a training YAML", metavar="FILE")
     ],
     output: Annotated[Path | None, typer.Option("--output", help="a new folder; else NAME.databases here")] = None,
     dialect: Annotated[

@@ -70,7 +70,7 @@ def build_databases(
     began = time.monotonic()
     specs = _specs(name, dataset_dir, formatting, columns, spider)
     dialect = _dialect(dialect, specs)
-    target = output or Path(f"{Path(name).stem}.databases")
+    target = output or Path(f"{specs[0].name if ',' in name else Path(name).stem}.databases")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(
             f"{target} is not empty" if target.is_dir() else f"{target} is a file",
@@ -164,7 +164,7 @@ def _build(
 def _specs(
     name: str, dataset_dir: str, formatting: str | None, columns: Sequence[str], spider: Path | None
 ) -> list[DatasetSpec]:
-    """The data sets of a data file, of a name, or of a training YAML."""
+    """The data sets of a data file, of names with commas between them, or of a training YAML."""
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         config: Any = load(name)
         names = [*getattr(config, "dataset", ()), *getattr(config, "eval_dataset", ())]
@@ -173,6 +173,8 @@ def _specs(
                 f"{name} names no data set", where=name, remedy="give it dataset: NAME, or name the data file itself"
             )
         return info.find(list(dict.fromkeys(names)), config.dataset_dir)
+    if "," in name and not Path(name).exists():
+        return info.find(list(dict.fromkeys(part.strip() for part in name.split(","))), dataset_dir)
     spec = source.find(name, dataset_dir=dataset_dir, formatting=formatting, ranking=None, columns=columns)
     if spider is not None and not columns and spec.formatting == "alpaca" and spec.path is not None:
         first = next((value for _, value in source.rows(spec) if isinstance(value, Mapping)), {})

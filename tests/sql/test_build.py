@@ -322,6 +322,18 @@ def test_an_entry_and_a_config(tmp_path: Path) -> None:
         }
 
 
+def test_several_sets_share_their_databases(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save(tmp_path, [ask(f"SELECT {name} FROM t", schema="t(id, one, two)")], f"{name}.json")
+    (tmp_path / "dataset_info.json").write_text(
+        json.dumps({name: {"file_name": f"{name}.json"} for name in ("one", "two")}), encoding="utf-8"
+    )
+    out = tmp_path / "out"
+    assert main(["sql", "build", "one, two", "--dataset_dir", str(tmp_path), "--output", str(out)]) == 0
+    assert list(json.loads((out / "dataset_info.json").read_text(encoding="utf-8"))) == ["one", "two"]
+    assert built(out, "one")[0]["database"] == built(out, "two")[0]["database"]
+
+
 # ------------------------------------------------------------------------------------------------------------- mistakes
 
 
