@@ -98,7 +98,7 @@ def labelled(path: str | Path) -> tuple[list[str], list[Example], int]:
             continue
         origin = Origin(file=str(path), row=number)
         texts.append(row["predict"])
-        examples.append(Example(origin=origin, response=Message(role="assistant", content=label)))
+        examples.append(Example(origin=origin, response=Message(role="assistant", content=label), columns=row))
     if not texts:
         raise DataError(
             "no prediction has a reference answer",
@@ -111,8 +111,8 @@ def labelled(path: str | Path) -> tuple[list[str], list[Example], int]:
 
 def evaluate(
     texts: list[str], examples: list[Example], tasks: Sequence[str], *, where: str = ""
-) -> dict[str, list[float]]:
-    """Each task's score of each answer.
+) -> dict[str, Sequence[float | None]]:
+    """Each task's score of each answer; None where a row cannot be judged.
 
     Raises:
         ConfigError: no such task.

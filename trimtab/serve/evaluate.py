@@ -13,6 +13,7 @@ The rows of a config are those of eval_dataset, else those that val_size holds o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,11 @@ def evaluate_predictions(path: Path, tasks: Sequence[str] = (), *, output: Path 
         say(f"{without} of {without + len(texts)} rows have no answer to compare with")
     chosen = list(dict.fromkeys(EVALS.row(task, where="--task").name for task in tasks or predictions.DEFAULT_TASKS))
     rows: list[dict[str, Any]] = []
-    for task, scores in predictions.evaluate(texts, examples, chosen).items():
-        mean, error = predictions.summary(scores)
-        rows.append({"task": task, "mean": mean, "standard_error": error, "count": len(scores)})
+    for task, given in predictions.evaluate(texts, examples, chosen).items():
+        scores = [score for score in given if score is not None]
+        mean, error = predictions.summary(scores) if scores else (math.nan, math.nan)
+        row = {"task": task, "mean": mean, "standard_error": error, "count": len(scores)}
+        rows.append(row | ({"unverified": len(given) - len(scores)} if len(scores) < len(given) else {}))
     if output is not None:
         write_text(output, json.dumps({row["task"]: row for row in rows}, ensure_ascii=False, indent=2) + "\n")
     return rows

@@ -27,6 +27,7 @@ from trimtab.rewards.model import score_rows_as
 from trimtab.rundir import PREDICT_RESULTS, PREDICTIONS, RunFolder
 from trimtab.serve.answer import Text, answer
 from trimtab.serve.model import find_served, load_served
+from trimtab.sql.cached import shared_judge
 from trimtab.train.assemble import REWARD, Session, load_text_side
 from trimtab.train.memory import PeakMemory
 from trimtab.train.offline import score_tasks
@@ -94,6 +95,7 @@ def serving_session(config: StageConfig, *, as_prompts: bool) -> tuple[Session, 
             f"they are no measure of how it {others}"
         )
     served = load_served(source)
+    shared_judge(config.sql_workers)  # the one that eval tasks ask
     session = Session(
         config=served.config,
         tokenizer=served.tokenizer,

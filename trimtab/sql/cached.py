@@ -1,7 +1,7 @@
 """Verdicts that are kept: a policy writes the same query again and again, and running it once is enough.
 
 The key is (statement, gold, database); the limits are the judge's own, one for all its verdicts. A statement is kept under its text without
-line comments, with runs of space as one and unquoted words in small letters: no dialect here tells those apart, so which spelling came
+line comments and the final `;`, with runs of space as one and unquoted words in small letters: no dialect here tells those apart, so which spelling came
 first cannot change a verdict. (`canonical_sql` would join more spellings, also some that one database runs and another refuses.)
 """
 
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trimtab.sql.judge import Database, Gold, Judge, Official
+from trimtab.sql.judge import Database, Judge, Official
 from trimtab.sql.statement import MAX_CHARACTERS, find_statement, tokens
 from trimtab.sql.verdicts import Verdict
 
@@ -26,7 +26,7 @@ WORKERS = 4
 
 
 def same_statement(statement: str, dialect: str) -> str:
-    """One text for statements that differ in space, line comments and the case of unquoted words."""
+    """One text for statements that differ in space, line comments, a final `;` and the case of unquoted words."""
     pieces: list[str] = []
     for token in tokens(statement, dialect):
         if token.kind == "space" or (token.kind == "comment" and not token.text.startswith("/*")):
@@ -35,7 +35,8 @@ def same_statement(statement: str, dialect: str) -> str:
             pieces.append(token.text.lower())
         else:
             pieces.append(token.text)
-    return "".join(pieces).strip()
+    text = "".join(pieces).rstrip()
+    return text.removesuffix(";").strip()
 
 
 @dataclass(slots=True)
@@ -73,9 +74,12 @@ class CachedJudge:
         """Of one answer."""
         return self.verdicts([(answer, gold, database)])[0][0]
 
-    def golds(self, gold: str, database: Database) -> list[Gold]:
-        """Gold on every instance."""
-        return self.judge.golds(gold, database)
+    def why_unverified(self, gold: str, database: Database) -> str | None:
+        """Why no instance can tell right from wrong; None where one can."""
+        golds = self.judge.golds(gold, database)
+        if any(one.verifiable for one in golds):
+            return None
+        return next((one.reason for one in golds if one.reason), "the row's own query gives no rows on any database")
 
     def official(self, answer: str, gold: str, database: Database) -> Official:
         """The two public evaluators on an answer."""
