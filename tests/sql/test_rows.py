@@ -101,7 +101,9 @@ def test_a_verdict_is_asked_for_once(folder: Path, monkeypatch: pytest.MonkeyPat
     gold = "SELECT name FROM t WHERE n = 2"
     ran: list[Any] = []
     with Judge(workers=2) as judge:
-        monkeypatch.setattr(Judge, "judge_many", lambda self, tasks: ran.extend(tasks) or [self.judge(*t) for t in tasks])
+        monkeypatch.setattr(
+            Judge, "judge_many", lambda self, tasks: ran.extend(tasks) or [self.judge(*t) for t in tasks]
+        )
         cached = CachedJudge(judge)
         tasks = [("select name from t where n > 1", gold, one), ("SELECT  name FROM t WHERE n > 1;", gold, one)]
         tasks += [("SELECT name FROM t WHERE n > 1", gold, other), ("no", gold, one), ("x" * 30_000, gold, one)]

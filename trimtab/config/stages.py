@@ -396,7 +396,9 @@ class StageConfig(BaseModel):
     export_size: Count = key("Export", 5, "largest shard, in GB", stages=("infer",))
 
     sql_database: Text | None = key(
-        "SQL", None, "one database for all rows, in place of their column `database`: postgresql://... or an SQLite file"
+        "SQL",
+        None,
+        "one database for all rows, in place of their column `database`: postgresql://... or an SQLite file",
     )
     sql_dialect: Dialect | None = key(
         "SQL", None, "what queries are written in, in rows without a column `dialect`; null: sqlite"
@@ -634,13 +636,19 @@ class OnlineConfig(StageConfig):
         stages=ONLINE,
     )
     reward_weights: Reals = key(
-        "Online", (), "weight of the reward model (or sql), if there is one, then of each function; none: all 1", stages=ONLINE
+        "Online",
+        (),
+        "weight of the reward model (or sql), if there is one, then of each function; none: all 1",
+        stages=ONLINE,
     )
     sql_reward_equal: Real = key(
         "SQL", 1.0, "reward_model_type sql: an answer whose query is right on every database of its row", stages=ONLINE
     )
     sql_reward_executes: Real = key(
-        "SQL", 0.1, "reward_model_type sql: one that runs, gives the right number of columns, and other rows", stages=ONLINE
+        "SQL",
+        0.1,
+        "reward_model_type sql: one that runs, gives the right number of columns, and other rows",
+        stages=ONLINE,
     )
     sql_reward_else: Real = key("SQL", 0.0, "reward_model_type sql: any other answer", stages=ONLINE)
     sql_partial_credit: bool = key(

@@ -105,7 +105,9 @@ def without(data: StageData[Any], unfit: Mapping[int, Dropped]) -> StageData[Any
     Raises:
         DataError: no row is left to train on.
     """
-    kept = [[id(example) not in unfit for example in examples] for examples in (data.train_examples, data.eval_examples)]
+    kept = [
+        [id(example) not in unfit for example in examples] for examples in (data.train_examples, data.eval_examples)
+    ]
     if data.train and not any(kept[0]):
         first = next(iter(unfit.values()))
         raise DataError(
@@ -135,7 +137,6 @@ def without(data: StageData[Any], unfit: Mapping[int, Dropped]) -> StageData[Any
         eval_prompts=[prompt for prompt in data.eval_prompts if id(prompt.example) not in unfit],
         report=report,
     )
-
 
 
 def _stream(config: Config, tokenizer: Tokenizer, template: Template) -> StageData[Any]:

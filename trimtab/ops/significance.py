@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 DRAWS = 2000
-BLOCK = 4_000_000  # row numbers held at once
+BLOCK = 2**22
+"""Row numbers held at once."""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -60,4 +61,4 @@ def bootstrap_interval(
 def mcnemar(b: int, c: int) -> float:
     """Two-sided exact p of b against c, were each row that parts the systems a fair coin; 1 where none does."""
     tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1))
-    return min(1.0, 2 * tail / 2 ** (b + c))
+    return min(1.0, float(2 * tail / 2 ** (b + c)))

@@ -11,6 +11,7 @@ import atexit
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from trimtab.sql.judge import Database, Judge, Official
@@ -81,9 +82,10 @@ class CachedJudge:
             return None
         return next((one.reason for one in golds if one.reason), "the row's own query gives no rows on any database")
 
-    def official(self, answer: str, gold: str, database: Database) -> Official:
-        """The two public evaluators on an answer."""
-        return self.judge.official(answer, gold, database)
+    def officials(self, tasks: Sequence[Task]) -> list[Official]:
+        """The two public evaluators on each answer."""
+        with ThreadPoolExecutor(self.judge.workers) as pool:
+            return list(pool.map(lambda task: self.judge.official(*task), tasks))
 
     @staticmethod
     def _key(task: Task) -> tuple[str, str, Database]:

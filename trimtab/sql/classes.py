@@ -11,7 +11,9 @@ CLASSES = ("join", "group", "nested", "set", "order", "date")
 """Every class, in the order of reports."""
 _ISO = re.compile(r"\d{4}-\d{1,2}(-\d{1,2})?([ T]\d{1,2}:\d{2}(:\d{2})?)?\Z")
 _KINDS = re.compile(r"Date|Time|Year|Month|Day|Week|Quarter|Extract|Interval")  # in sqlglot's names of functions
-_NAMES = re.compile(r"julianday|sysdate|now|age|getdate|.*(date|time|month|year)", re.IGNORECASE)  # of those that it does not know
+_NAMES = re.compile(
+    r"julianday|sysdate|now|age|getdate|.*(date|time|month|year)", re.IGNORECASE
+)  # of those that it does not know
 _FORMAT = re.compile(r"%|YY|MM|DD|HH|MON|DAY", re.IGNORECASE)
 
 
@@ -41,9 +43,7 @@ def query_classes(gold: str, dialect: str = "sqlite") -> tuple[str, ...]:
         "group": tree.find(exp.Group, exp.Having) is not None,
         "nested": any(_nested(select) for select in tree.find_all(exp.Select)),
         "set": tree.find(exp.SetOperation) is not None,
-        "order": any(
-            node.find_ancestor(exp.Window) is None for node in tree.find_all(exp.Order, exp.Limit, exp.Fetch)
-        ),
+        "order": any(node.find_ancestor(exp.Window) is None for node in tree.find_all(exp.Order, exp.Limit, exp.Fetch)),
         "date": any(_dated(node) for node in tree.walk()),
     }
     return tuple(name for name in CLASSES if found[name])

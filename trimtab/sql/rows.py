@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,3 +140,25 @@ def row_of(example: Example) -> SqlRow:
         DataError: as `sql_row`.
     """
     return sql_row(example.columns, Path(example.origin.file).parent, where=str(example.origin))
+
+
+def moved(columns: Mapping[str, Any], home: str | Path, target: str | Path) -> dict[str, Any]:
+    """The columns of `COLUMNS` that a row has, as a file in another folder has to write them.
+
+    Args:
+        home: the folder of the file that the row was read from.
+        target: that of the file it is written to.
+    """
+    found = {name: columns[name] for name in COLUMNS if name in columns}
+    if DATABASE in found:
+        paths = _paths(found[DATABASE], "")
+        found[DATABASE] = [path if "://" in path else _between(_file(path, Path(home)), Path(target)) for path in paths]
+    return found
+
+
+def _between(path: Path, folder: Path) -> str:
+    """`path` from `folder`; as it is where no relative path leads there (another drive)."""
+    try:
+        return Path(os.path.relpath(path, folder.absolute())).as_posix()
+    except ValueError:
+        return str(path)
