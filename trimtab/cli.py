@@ -406,7 +406,7 @@ def _show_measured(file: Path, words: list[str], task: Any, output: Path | None,
     given = [name for name, value in (("--task", task), ("--output", output), ("--data", asked.data)) if value]
     if given:
         raise ConfigError(
-            f"{' and '.join(given)}: for files of predictions",
+            f"{' and '.join(given)} are for files of predictions",
             where="command line",
             why=f"{file} is a config, which has keys for them",
             remedy="write eval_tasks=..., output_dir=... and eval_dataset=... after the file",

@@ -158,7 +158,7 @@ def test_every_key_that_is_acted_on_round_trips(kind: str) -> None:
             "reward_ensemble_coef": {"reward_model": ["a", "b"], "reward_ensemble": "mean_minus_std"},
             "reward_weights": {"reward_funcs": ["a", "b"]},
             "reward_length_free": {"reward_length_penalty": 0.25},
-            **{n: _SQL for n in ("sql_reward_equal", "sql_reward_executes", "sql_reward_else", "sql_partial_credit")},
+            **dict.fromkeys(("sql_reward_equal", "sql_reward_executes", "sql_reward_else", "sql_partial_credit"), _SQL),
             "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine"},
             "streaming": {"max_steps": 5},
             "loss_reduction": {"ratio_level": "token"},

@@ -602,8 +602,8 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
         if config.reward_model_type == "sql":
             if config.reward_model:
                 wrong(
-                    "reward_model", f"{', '.join(config.reward_model)} with reward_model_type: sql", "queries are run in place of a model's "
-                    "scoring", "delete it; or, for both, reward_model_type: lora and reward_funcs: sql_execution, with reward_weights",
+                    "reward_model", f"{', '.join(config.reward_model)} with reward_model_type: sql", "queries are run in its place",
+                    "delete it; or, for both, reward_model_type: lora and reward_funcs: sql_execution, with reward_weights",
                 )  # fmt: skip
             if config.sql_partial_credit and others:
                 wrong(

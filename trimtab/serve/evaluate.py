@@ -129,8 +129,13 @@ def evaluate_predictions(
     if (not tasks or execution.TASK in chosen) and all(execution.is_built(example) for example in examples):
         judged = execution.of_answers(path, texts, examples)
     if output is not None:
-        told: dict[str, Any] = {row["task"]: row for row in rows}
+        told: dict[str, Any] = {row["task"]: _without_nan(row) for row in rows}
         if judged is not None:
             told["execution"] = execution.report(judged, seed=asked.seed)
         write_text(output, json.dumps(told, ensure_ascii=False, indent=2) + "\n")
     return rows, judged
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: null where there is no mean."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}

@@ -1,8 +1,9 @@
 """Verdicts that are kept: a policy writes the same query again and again, and running it once is enough.
 
-The key is (statement, gold, database); the limits are the judge's own, one for all its verdicts. A statement is kept under its text without
-line comments and the final `;`, with runs of space as one and unquoted words in small letters: no dialect here tells those apart, so which spelling came
-first cannot change a verdict. (`canonical_sql` would join more spellings, also some that one database runs and another refuses.)
+The key is (statement, gold, database); the limits are the judge's own, one for all its verdicts. A statement is kept under its text
+without line comments and the final `;`, with runs of space as one and unquoted words in small letters: no dialect here tells those
+apart, so which spelling came first cannot change a verdict. (`canonical_sql` would join more spellings, also some that one database
+runs and another refuses.)
 """
 
 from __future__ import annotations

@@ -118,8 +118,8 @@ def _paths(cell: Any, where: str) -> tuple[str, ...]:
 
 
 def _file(path: str, folder: Path) -> Path:
-    """A path as it is opened, absolute whatever the working directory becomes."""
-    return (folder / Path(path).expanduser()).absolute()
+    """The one spelling of a file, absolute whatever the working directory becomes."""
+    return (folder / Path(path).expanduser()).resolve()
 
 
 def _count(cell: Any, name: str, where: str) -> int:
@@ -159,6 +159,6 @@ def moved(columns: Mapping[str, Any], home: str | Path, target: str | Path) -> d
 def _between(path: Path, folder: Path) -> str:
     """`path` from `folder`; as it is where no relative path leads there (another drive)."""
     try:
-        return Path(os.path.relpath(path, folder.absolute())).as_posix()
+        return Path(os.path.relpath(path, folder.resolve())).as_posix()
     except ValueError:
         return str(path)
