@@ -350,6 +350,33 @@ def data_split(
     )  # fmt: skip
 
 
+@data_app.command("prefer", context_settings=_WORDS)
+def data_prefer(
+    file: File,
+    words: Words = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="the new data set; else prefer.json in FILE's dataset_dir")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=2, help="answers to each prompt")] = 8,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="most pairs of a prompt")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the answers")] = 0,
+) -> None:
+    """Make preference data for a reward model from the answers of FILE's model, judged by execution.
+
+    The prompts are those of its data set, whose rows have databases (trimtab sql build). Right answers are preferred to queries
+    that run, and these to all others.
+    """
+    from trimtab.config import load
+    from trimtab.serve.prefer import prefer
+
+    config = load(file, words or [])
+    folder = config.dataset_dir if isinstance(config.dataset_dir, str) else "."
+    target = output or Path(folder) / "prefer.json"
+    for line in prefer(config, target, samples=samples, most=pairs, seed=seed).lines():
+        print(line)
+    print(f"written: {target}")
+
+
 @app.command(context_settings=_WORDS)
 def config(file: File, words: Words = None) -> None:
     """Show every value of FILE and where it comes from."""

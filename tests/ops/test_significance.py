@@ -58,6 +58,8 @@ def test_weighted_means() -> None:
     assert weighted_mean([1.0, 0.0, 1.0], [3.0, 1.0, 0.0]) == 0.75
     assert weighted_mean([2.0, 4.0], [0.5, 0.5]) == 3.0
     assert math.isnan(weighted_mean([1.0, 0.0], [0.0, 0.0])) and math.isnan(weighted_mean([]))
+    with pytest.raises(ValueError):
+        weighted_mean([1.0, 0.0], [1.0])
 
 
 def test_an_interval_by_hand() -> None:

@@ -261,7 +261,7 @@ def test_what_cannot_be_measured(
         judged(predictions(tmp_path / "p.jsonl", source=shop), ("a=1",), Asked())
     with pytest.raises(RunError, match="neither predictions nor a run"):
         judged(tmp_path, (), Asked())
-    with pytest.raises(DataError, match="execution accuracy needs a database"):
+    with pytest.raises(DataError, match="needs a database for every row"):
         judged(Path(file(eval_dataset="plain")), (), Asked())
     with pytest.raises(ConfigError, match="unknown eval task"):
         judged(Path(file(eval_tasks="speed")), (), Asked())

@@ -28,9 +28,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
     """sum w x / sum w; NaN where the weights sum to 0, or there are none."""
-    w = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
-    total = float(w.sum())
-    return float((w * np.asarray(values, dtype=float)).sum()) / total if total > 0 else math.nan
+    given = [1.0] * len(values) if weights is None else weights
+    total = math.fsum(given)
+    return math.fsum(w * x for w, x in zip(given, values, strict=True)) / total if total > 0 else math.nan
 
 
 def bootstrap_interval(
@@ -42,18 +42,17 @@ def bootstrap_interval(
     draws: int = DRAWS,
 ) -> tuple[float, float]:
     """The percentile interval of the (weighted) mean; the same for the same values and seed. NaN where there is no mean."""
-    x = np.asarray(values, dtype=float)
-    w = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=float)
-    if w.sum() <= 0:
+    if math.isnan(weighted_mean(values, weights)):
         return math.nan, math.nan
+    w = np.array([1.0] * len(values) if weights is None else weights)
+    weighted = np.array([a * b for a, b in zip(w, values, strict=True)])
     rng = np.random.default_rng(seed)
-    at_once = max(1, BLOCK // len(x))
+    at_once = max(1, BLOCK // len(w))
     means: list[float] = []
     while len(means) < draws:
-        which = rng.integers(len(x), size=(min(at_once, draws - len(means)), len(x)))
-        drawn = w[which].sum(axis=1)
-        sums = (w * x)[which].sum(axis=1)
-        means += [float(s / d) if d > 0 else math.nan for s, d in zip(sums, drawn, strict=True)]
+        which = rng.integers(len(w), size=(min(at_once, draws - len(means)), len(w)))
+        sums, counted = weighted[which].sum(axis=1), w[which].sum(axis=1)
+        means += [s / n if n > 0 else math.nan for s, n in zip(sums, counted, strict=True)]
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

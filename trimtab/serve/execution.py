@@ -177,10 +177,19 @@ def of_model(config: StageConfig, asked: Asked, *, folder: Path | None) -> Found
 
 
 def _check(data: StageData[Any]) -> None:
-    bare = next((prompt.example for prompt in data.eval_prompts if not is_built(prompt.example)), None)
+    check_built(data.eval_prompts)
+
+
+def check_built(prompts: Sequence[Prompt]) -> None:
+    """Every prompt's row has databases.
+
+    Raises:
+        DataError: one has none.
+    """
+    bare = next((prompt.example for prompt in prompts if not is_built(prompt.example)), None)
     if bare is not None:
         raise DataError(
-            "execution accuracy needs a database for every row",
+            "judging by execution needs a database for every row",
             where=str(bare.origin),
             why=f"the row's columns are {', '.join(map(str, bare.columns)) or 'none'}",
             remedy="evaluate on a data set that `trimtab sql build` has written, or write sql_database: ADDRESS",

@@ -68,12 +68,17 @@ def predict(config: StageConfig) -> RunFolder:
 
 
 def serving_session(
-    config: StageConfig, *, as_prompts: bool, check: Callable[[StageData[Any]], None] | None = None
+    config: StageConfig,
+    *,
+    as_prompts: bool,
+    training: bool = False,
+    check: Callable[[StageData[Any]], None] | None = None,
 ) -> tuple[Session, Measured]:
     """The model that a file serves, with what is to be measured as its held-out rows; and what it knows of them.
 
     Args:
         as_prompts: rows are read as prompts, which need no answer.
+        training: the rows to train on are wanted, not those held out, and nothing is measured.
         check: is given the rows before the model is loaded.
 
     Raises:
@@ -89,14 +94,15 @@ def serving_session(
             remedy="write stage: rm, with a data set of preferences; or name the adapter of an sft or ppo run",
         )
     tokenizer, template = load_text_side(source.config)
-    data = _rows(source.config, tokenizer, template, as_prompts)  # before the model: most mistakes are here
+    read = _training_rows if training else _rows
+    data = read(source.config, tokenizer, template, as_prompts)  # before the model: most mistakes are here
     if check is not None:
         check(data)
-    say(f"data: {len(data.eval)} rows, {len(data.report.dropped)} dropped")
+    say(f"data: {len(data.train if training else data.eval)} rows, {len(data.report.dropped)} dropped")
     for line in data.report.lines()[1:]:
         say(line)
     rows = _measured(source.config, source.home)
-    if rows != "held out":
+    if rows != "held out" and not training:
         others = "judges others" if config.stage == "rm" else "does on others"
         names = ", ".join(source.config.eval_dataset or source.config.dataset)
         say(
@@ -327,4 +333,18 @@ def _rows(config: StageConfig, tokenizer: Any, template: Any, as_prompts: bool) 
         update["stage"] = "ppo"
     if not split:
         update |= {"eval_dataset": config.eval_dataset or config.dataset, "dataset": ()}
+    return load_data(config.model_copy(update=update), tokenizer, template)
+
+
+def _training_rows(config: StageConfig, tokenizer: Any, template: Any, as_prompts: bool) -> StageData[Any]:
+    """The prompts of `dataset`, without what val_size holds out of it; where it names none, those of eval_dataset."""
+    if not (config.eval_dataset or config.dataset):
+        raise ConfigError(
+            "there are no prompts to answer",
+            where="dataset",
+            why="neither dataset nor eval_dataset names a data set",
+            remedy="add dataset: NAME (as in dataset_info.json)",
+        )
+    update: dict[str, Any] = {"tokenized_path": None, "packing": None, "neat_packing": False, "streaming": False}
+    update |= {"stage": "ppo", "dataset": config.dataset or config.eval_dataset, "eval_dataset": ()}
     return load_data(config.model_copy(update=update), tokenizer, template)
