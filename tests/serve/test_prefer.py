@@ -163,7 +163,12 @@ def test_what_gives_no_preferences(
 def test_a_dialogue_with_tools_has_no_place(file: Callable[..., str], shop: Path, tmp_path: Path) -> None:
     listed = json.loads(shop.read_text(encoding="utf-8"))
     for row in listed:
-        turns = [("human", row["instruction"]), ("function_call", "{}"), ("observation", "1"), ("gpt", row["output"])]
+        turns = [
+            ("human", row["instruction"]),
+            ("function_call", '{"name": "f", "arguments": {}}'),
+            ("observation", "1"),
+            ("gpt", row["output"]),
+        ]
         row["conversations"] = [{"from": who, "value": text} for who, text in turns]
     shop.write_text(json.dumps(listed), encoding="utf-8")
     entry = {"file_name": "shop.json", "formatting": "sharegpt"}

@@ -12,6 +12,7 @@ import pytest
 from tests.sql.built import GOLDS, built
 from trimtab.config import load
 from trimtab.config.stages import ONLINE
+from trimtab.dry_run import dry_run
 from trimtab.errors import ConfigError, DataError, RewardError
 from trimtab.rewards import Answer
 from trimtab.rewards.sql import GRADES, ExecutionReward, Worth
@@ -154,6 +155,22 @@ def test_rows_that_nobody_has_tried_are_tried(
     (tmp_path / "bare.json").write_text(json.dumps([{"instruction": "x"}]), encoding="utf-8")
     with pytest.raises(DataError, match="without a query of its own"):
         run("rloo", tmp_path / "other", **more, sql_database=address)
+
+
+def test_a_dry_run_looks_for_the_databases(
+    keys: Callable[..., dict[str, Any]], shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = keys("rloo", tmp_path / "run", dataset="shop", dataset_dir=str(shop), reward_model_type="sql")
+    dry_run(load(given))
+    assert "nothing was trained" in capsys.readouterr().out
+    rows = json.loads((shop / "shop.json").read_text(encoding="utf-8"))
+    (tmp_path / "shop.json").write_text(json.dumps(rows), encoding="utf-8")  # away from its databases
+    with pytest.raises(DataError, match="no database file"):
+        dry_run(load({**given, "dataset_dir": str(tmp_path)}))
+    dry_run(load({**given, "dataset_dir": str(tmp_path), "sql_database": "postgresql://host/db"}))
+    (tmp_path / "shop.json").write_text("[7]", encoding="utf-8")
+    with pytest.raises(DataError):  # there is no row at all: the run's own error
+        dry_run(load({**given, "dataset_dir": str(tmp_path)}))
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
