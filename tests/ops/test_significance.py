@@ -111,6 +111,7 @@ def test_an_interval_is_a_function_of_its_seed(monkeypatch: pytest.MonkeyPatch) 
             calls.append(size)
             return self.inner.integers(high, size=size)
 
+    block = significance.BLOCK
     monkeypatch.setattr(significance, "BLOCK", 100)
     monkeypatch.setattr(np.random, "default_rng", Counted)
     bootstrap_interval(values, draws=5)
@@ -120,7 +121,7 @@ def test_an_interval_is_a_function_of_its_seed(monkeypatch: pytest.MonkeyPatch) 
     bootstrap_interval(values, draws=2)
     assert calls == [(1, 37), (1, 37)]
     calls.clear()
-    monkeypatch.setattr(significance, "BLOCK", 10**6)
+    monkeypatch.setattr(significance, "BLOCK", block)
     bootstrap_interval(values)
     assert calls == [(2000, 37)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trimtab.cli import main
 from trimtab.config import dump_resolved, load
 from trimtab.errors import ConfigError, DataError, RunError
 from trimtab.evals.execution import judge_rows
+from trimtab.evals.predictions import labelled
 from trimtab.report.execution import compare, figures
 from trimtab.rundir import CONFIG, PREDICTIONS, read_rows, write_json
 from trimtab.serve.evaluate import evaluate_predictions
@@ -92,7 +94,7 @@ def test_samples_and_nothing_to_judge(shop: Path, tmp_path: Path) -> None:
     assert told["pass_at_k"]["1"]["value"] == pytest.approx((3 * 2 / 3 + 4 * 1 / 3) / 7)
     assert told["pass_at_k"]["2"]["value"] == pytest.approx((3 * 1 + 4 * 2 / 3) / 7)
     assert told["pass_at_k"]["3"]["value"] == 1.0
-    nothing = figures([row for row in judged(predictions(tmp_path / "q.jsonl", source=shop), (), Asked()).rows][-1:])
+    nothing = figures(judged(predictions(tmp_path / "q.jsonl", source=shop), (), Asked()).rows[-1:])
     assert nothing["execution_accuracy"] == {"value": None, "low": None, "high": None, "count": 0}
     bad = [*samples[:-1], samples[-1][:2]]
     for wrong in (bad, [*samples[:-1], ["a", "b", 3]], [*samples[:-1], "abc"]):
@@ -139,7 +141,7 @@ def test_predictions_are_found_by_their_row_or_in_order(shop: Path, tmp_path: Pa
         evaluate_predictions(few, asked=Asked(data=str(shop)))
     plain = tmp_path / "plain.json"
     plain.write_text(json.dumps([{"instruction": "q", "output": "SELECT 1"}]), encoding="utf-8")
-    with pytest.raises(DataError, match="no row of .* has a database"):
+    with pytest.raises(DataError, match=r"no row of .* has a database"):
         evaluate_predictions(few, asked=Asked(data=str(plain)))
     unjudged = predictions(tmp_path / "u.jsonl", WRITTEN, shop, unverified=["nobody knows"] * 8)
     found, _ = evaluate_predictions(unjudged, ("ex",), output=tmp_path / "u.json")
@@ -174,11 +176,9 @@ def test_systems_on_other_rows_are_not_compared(shop: Path, tmp_path: Path) -> N
         compare(rows, [*rows[1:], rows[0]])
     assert "gold queries differ" in caught.value.why
     texts = [row.answer for row in rows]
-    from trimtab.evals.predictions import labelled
-
     _, examples, _ = labelled(tmp_path / "one.jsonl")
     alone = [e.columns | {"database": e.columns["database"][:1]} for e in examples]
-    other = judge_rows(texts, [type(e)(**{**{f: getattr(e, f) for f in ("origin", "response")}, "columns": c}) for e, c in zip(examples, alone, strict=True)])  # fmt: skip
+    other = judge_rows(texts, [replace(one, columns=own) for one, own in zip(examples, alone, strict=True)])
     with pytest.raises(DataError, match="not about the same rows") as caught:
         compare(rows, other)
     assert "databases differ" in caught.value.why
@@ -234,7 +234,8 @@ def test_a_config_and_a_run_folder(
     run = tmp_path / "run"
     shutil.copytree(policy, run)
     given = yaml.safe_load(Path(file()).read_text(encoding="utf-8")) | {
-        "stage": "rloo", "do_train": True, "dataset": ["shop"], "eval_dataset": ["shop"], "reward_model_type": "sql", "adapter_name_or_path": [],
+        "stage": "rloo", "do_train": True, "dataset": ["shop"], "eval_dataset": ["shop"], "reward_model_type": "sql",
+            "adapter_name_or_path": [],
     }  # fmt: skip
     write_json(run / CONFIG, dump_resolved(load({**given, "output_dir": str(run)})))
     assert main(["eval", str(run), "--samples", "1", "--output", str(tmp_path / "run.json")]) == 0

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 DRAWS = 2000
-BLOCK = 2**22
+BLOCK = 4_000_000
 """Row numbers held at once."""
 
 
@@ -28,9 +28,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
     """sum w x / sum w; NaN where the weights sum to 0, or there are none."""
-    given = [1.0] * len(values) if weights is None else weights
-    total = math.fsum(given)
-    return math.fsum(w * x for w, x in zip(given, values, strict=True)) / total if total > 0 else math.nan
+    if weights is None:
+        return math.fsum(values) / len(values) if values else math.nan
+    total = math.fsum(weights)
+    return math.fsum(w * x for w, x in zip(weights, values, strict=True)) / total if total > 0 else math.nan
 
 
 def bootstrap_interval(
@@ -44,8 +45,8 @@ def bootstrap_interval(
     """The percentile interval of the (weighted) mean; the same for the same values and seed. NaN where there is no mean."""
     if math.isnan(weighted_mean(values, weights)):
         return math.nan, math.nan
-    w = np.array([1.0] * len(values) if weights is None else weights)
-    weighted = np.array([a * b for a, b in zip(w, values, strict=True)])
+    w = np.ones(len(values)) if weights is None else np.array(weights)
+    weighted = w * values
     rng = np.random.default_rng(seed)
     at_once = max(1, BLOCK // len(w))
     means: list[float] = []
