@@ -149,6 +149,29 @@ def test_predictions_are_found_by_their_row_or_in_order(shop: Path, tmp_path: Pa
     json.loads((tmp_path / "u.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
+def test_a_column_of_that_name_may_mean_something_else(
+    file: Callable[..., str], shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what a builder has written is judged without being asked for."""
+    rows = [{"instruction": "q", "output": "SELECT 1", "database": "concerts"}]
+    (shop.parent / "other.json").write_text(json.dumps(rows), encoding="utf-8")
+    out = tmp_path / "out"
+    assert main(["predict", file(eval_dataset="other", output_dir=str(out))]) == 0
+    assert "predict_execution_accuracy" not in json.loads((out / "predict_results.json").read_text(encoding="utf-8"))
+    assert main(["eval", str(out / PREDICTIONS)]) == 0 and main(["eval", file(eval_dataset="other")]) == 0
+    assert "EX" not in capsys.readouterr().out
+    assert main(["eval", str(out / PREDICTIONS), "--task", "ex"]) == 2
+    assert "has no 'database'" in capsys.readouterr().err
+    address = f"sql_database={shop.parent / 'databases' / 'shop-0.sqlite'}"
+    assert main(["eval", file(eval_dataset="other", eval_tasks="ex"), address]) == 0
+    assert "right on every instance (EX)" in capsys.readouterr().out
+    listed = json.loads(shop.read_text(encoding="utf-8"))
+    listed[0]["database"] = "gone.sqlite"
+    shop.write_text(json.dumps(listed), encoding="utf-8")
+    assert main(["predict", file(output_dir=str(tmp_path / "gone"))]) == 2
+    assert "no database file" in capsys.readouterr().err and not (tmp_path / "gone" / PREDICTIONS).exists()
+
+
 def test_two_systems_on_the_same_rows(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = predictions(tmp_path / "one.jsonl", source=shop)
     other = predictions(tmp_path / "other.jsonl", BETTER)

@@ -12,7 +12,7 @@ from tests.sql.built import built
 from trimtab.errors import DataError
 from trimtab.sql.cached import CachedJudge, same_statement, shared_judge
 from trimtab.sql.judge import Database, Judge
-from trimtab.sql.rows import row_of, sql_row
+from trimtab.sql.rows import is_built, moved, row_of, sql_row
 from trimtab.types import Example, Origin
 
 pytestmark = pytest.mark.unit
@@ -56,6 +56,35 @@ def test_a_row_that_nobody_judges_needs_no_database(folder: Path) -> None:
     found = sql_row({"unverified": "gold fails"}, folder, where="")
     assert found.unverified == "gold fails" and found.database.paths == ()
     assert read(folder, database="gone.sqlite", unverified="gold fails").unverified == "gold fails"
+
+
+def test_columns_move_with_their_row(folder: Path, tmp_path: Path) -> None:
+    row = json.loads((folder / "shop.json").read_text(encoding="utf-8"))[0]
+    there = moved(row, folder, tmp_path / "deep" / "er")
+    assert set(there) == {"database", "dialect", "unverified", "mutants_killed", "mutants_total"}
+    again = sql_row(there, tmp_path / "deep" / "er", where="").database
+    assert again == sql_row(row, folder, where="").database
+    assert not Path(there["database"][0]).is_absolute() and "\\" not in there["database"][0]
+    assert moved({"output": "SELECT 1", "dialect": "mysql"}, folder, tmp_path) == {}
+    assert moved({"database": "concerts"}, folder, tmp_path) == {}  # a name of something else
+    assert moved({"database": "databases/shop-0.sqlite"}, folder, folder)["database"] == ["databases/shop-0.sqlite"]
+    assert moved({"database": "postgresql://host/db"}, folder, tmp_path)["database"] == ["postgresql://host/db"]
+    assert moved({"database": "gone.sqlite", "unverified": None}, folder, folder)["database"] == ["gone.sqlite"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "built"),
+    [
+        ({"database": "a", "unverified": None}, True),
+        ({"database": None, "unverified": "gold fails"}, True),
+        ({"unverified": "gold fails"}, True),
+        ({"unverified": None}, False),
+        ({"database": "a"}, False),
+        ({}, False),
+    ],
+)
+def test_what_a_builder_has_written(columns: dict[str, Any], built: bool) -> None:
+    assert is_built(columns) is built
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from trimtab.evals import EVALS, predictions
 from trimtab.rundir import RunFolder
 from trimtab.serve import execution
 from trimtab.serve.predict import serving_session
+from trimtab.sql.rows import is_built
 from trimtab.train.offline import OfflineTrainer
 from trimtab.train.progress import say
 
@@ -51,8 +52,10 @@ def measure(config: StageConfig, asked: execution.Asked) -> tuple[dict[str, floa
         TrimtabError: data, model or adapters that cannot be used.
     """
 
+    tasks = tuple(EVALS.row(task, where=config.origin("eval_tasks")).name for task in config.eval_tasks)
+
     def check(data: StageData[Any]) -> None:
-        if config.stage not in MEASURED and not _built(data):
+        if config.stage not in MEASURED and not judgeable(data):
             raise ConfigError(
                 f"trimtab eval does not measure stage {config.stage} on rows without databases",
                 where=config.origin("stage"),
@@ -60,7 +63,7 @@ def measure(config: StageConfig, asked: execution.Asked) -> tuple[dict[str, floa
                 remedy="set do_eval: true in the run itself; or stage=sft for the loss and tasks of this model, stage=rm for a reward "
                 "model; or evaluate on a set that `trimtab sql build` has written",
             )
-        if asked.samples and (config.stage == "rm" or not _built(data)):
+        if asked.samples and (config.stage == "rm" or not judgeable(data)):
             raise ConfigError(
                 "--samples needs a model that writes, and rows with databases",
                 where="command line",
@@ -68,11 +71,16 @@ def measure(config: StageConfig, asked: execution.Asked) -> tuple[dict[str, floa
                 remedy="evaluate on a data set that `trimtab sql build` has written, or write sql_database=ADDRESS",
             )
 
-    tasks = tuple(EVALS.row(task, where=config.origin("eval_tasks")).name for task in config.eval_tasks)
+    def judgeable(data: StageData[Any]) -> bool:
+        """Rows that a builder has written; where execution is asked for, any that have a database."""
+        examples = [prompt.example for prompt in data.eval_prompts]
+        wanted = bool(asked.samples) or execution.TASK in tasks or config.stage not in MEASURED
+        return bool(examples) and all(is_built(e.columns) or (wanted and execution.has_database(e)) for e in examples)
+
     for note in config.notes:
         say(note)
     session, _ = serving_session(config, as_prompts=config.stage not in MEASURED, check=check)
-    built = config.stage != "rm" and _built(session.data)
+    built = config.stage != "rm" and judgeable(session.data)
     found: dict[str, float] = {}
     if config.stage in MEASURED:
         others = tuple(task for task in tasks if not (built and task == execution.TASK))  # judged below, once
@@ -93,10 +101,6 @@ def measure(config: StageConfig, asked: execution.Asked) -> tuple[dict[str, floa
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_results("eval", found)
     return found, judged
-
-
-def _built(data: StageData[Any]) -> bool:
-    return bool(data.eval_prompts) and all(execution.is_built(prompt.example) for prompt in data.eval_prompts)
 
 
 def evaluate_predictions(
@@ -126,7 +130,10 @@ def evaluate_predictions(
         row = {"task": task, "mean": mean, "standard_error": error, "count": len(scores)}
         rows.append(row | ({"unverified": len(given) - len(scores)} if len(scores) < len(given) else {}))
     judged = None
-    if (not tasks or execution.TASK in chosen) and all(execution.is_built(example) for example in examples):
+    wanted = bool(asked.data) or execution.TASK in chosen
+    if (not tasks or execution.TASK in chosen) and all(
+        is_built(e.columns) or (wanted and execution.has_database(e)) for e in examples
+    ):
         judged = execution.of_answers(path, texts, examples)
     if output is not None:
         told: dict[str, Any] = {row["task"]: _without_nan(row) for row in rows}

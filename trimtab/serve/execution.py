@@ -146,7 +146,7 @@ def built_rows(name: str, dataset_dir: str) -> list[Example]:
     spec = source.find(name, dataset_dir=dataset_dir, formatting=None, ranking=None, columns=())
     read = (source.example(value, origin, spec) for origin, value in source.rows(spec))
     found = [one for one in read if not isinstance(one, Dropped)]
-    if not any(is_built(example) for example in found):
+    if not any(has_database(example) for example in found):
         raise DataError(
             f"no row of {name} has a database",
             where=str(spec.path),
@@ -156,8 +156,8 @@ def built_rows(name: str, dataset_dir: str) -> list[Example]:
     return found
 
 
-def is_built(example: Example) -> bool:
-    """Has `trimtab sql build` written this row?"""
+def has_database(example: Example) -> bool:
+    """May this row be judged, or does it say why not? Asked where somebody wants it judged."""
     return bool(example.columns.get(DATABASE) or example.columns.get(UNVERIFIED))
 
 
@@ -186,7 +186,7 @@ def check_built(prompts: Sequence[Prompt]) -> None:
     Raises:
         DataError: one has none.
     """
-    bare = next((prompt.example for prompt in prompts if not is_built(prompt.example)), None)
+    bare = next((prompt.example for prompt in prompts if not has_database(prompt.example)), None)
     if bare is not None:
         raise DataError(
             "judging by execution needs a database for every row",

@@ -29,7 +29,7 @@ from trimtab.rundir import PREDICT_RESULTS, PREDICTIONS, RunFolder
 from trimtab.serve.answer import Text, answer
 from trimtab.serve.model import find_served, load_served
 from trimtab.sql.cached import shared_judge
-from trimtab.sql.rows import DATABASE, moved
+from trimtab.sql.rows import is_built, moved, row_of
 from trimtab.train.assemble import REWARD, Session, load_text_side
 from trimtab.train.memory import PeakMemory
 from trimtab.train.offline import score_tasks
@@ -163,6 +163,9 @@ def _first_rows(session: Session, most: int | None) -> Session:
 
 def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int], None]) -> Figures:
     config, prompts = session.config, session.data.eval_prompts
+    for prompt in prompts:
+        if is_built(prompt.example.columns):
+            row_of(prompt.example)  # a database that has gone is told now, not after the last answer
     max_length = config.max_length if config.max_new_tokens is None else None
     window = getattr(session.roles.model.config.get_text_config(), "max_position_embeddings", None)
     skip = config.skip_special_tokens
@@ -198,7 +201,7 @@ def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int]
         say(f"{len(prompts) - len(labelled)} of {len(prompts)} rows have no answer to compare with")
         figures["labelled"] = len(labelled)
     if labelled:
-        executed = ["execution_accuracy"] if all(DATABASE in prompts[i].example.columns for i in labelled) else []
+        executed = ["execution_accuracy"] if all(is_built(prompts[i].example.columns) for i in labelled) else []
         tasks = dict.fromkeys((*DEFAULT_TASKS, *executed, *(EVALS.row(task).name for task in config.eval_tasks)))
         figures |= score_tasks(tasks, [texts[i] for i in labelled], [prompts[i] for i in labelled])
     return figures
@@ -252,7 +255,7 @@ def _score_answers(session: Session, folder: RunFolder, advance: Callable[[int],
 
 def databases(example: Example, folder: Path) -> dict[str, Any]:
     """What a row of predictions in `folder` keeps of a built row, so that it can be judged by execution on its own."""
-    return moved(example.columns, Path(example.origin.file).parent, folder) if DATABASE in example.columns else {}
+    return moved(example.columns, Path(example.origin.file).parent, folder)
 
 
 def _decoder(session: Session, *, skip: bool) -> Callable[[Any], str]:

@@ -29,7 +29,7 @@ from trimtab.evals.execution_accuracy import why_not
 from trimtab.serve.execution import answers_of, check_built
 from trimtab.serve.predict import VERDICTS, serving_session
 from trimtab.sql.cached import same_statement, shared_judge
-from trimtab.sql.rows import DATABASE, moved, row_of
+from trimtab.sql.rows import moved, row_of
 from trimtab.sql.statement import find_statement
 from trimtab.sql.verdicts import KINDS, Kind, Verdict
 from trimtab.train.progress import say
@@ -191,7 +191,7 @@ def _row(example: Example, answers: tuple[str, str], kinds: tuple[Kind, Kind], f
         row |= {"instruction": own["instruction"], "input": own.get("input") or ""}
     read = {*DEFAULTS["alpaca"].values(), *NAMED, "messages", "conversations", *row}
     kept = {name: value for name, value in own.items() if name not in read}
-    kept |= moved(own, Path(example.origin.file).parent, folder) if DATABASE in own else {}
+    kept |= moved(own, Path(example.origin.file).parent, folder)
     return {**row, "gold": reference(example), **dict(zip(VERDICTS, kinds, strict=True)), **kept}
 
 

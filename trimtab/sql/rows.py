@@ -133,6 +133,11 @@ def _count(cell: Any, name: str, where: str) -> int:
     raise DataError(f"{name!r} is no count", where=where, why=f"it is {cell!r:.60}", remedy=BUILD)
 
 
+def is_built(columns: Mapping[str, Any]) -> bool:
+    """Has `trimtab sql build` written this row? A column `database` alone may mean anything."""
+    return UNVERIFIED in columns and (DATABASE in columns or bool(columns[UNVERIFIED]))
+
+
 def row_of(example: Example) -> SqlRow:
     """The databases of an example's row.
 
@@ -143,16 +148,20 @@ def row_of(example: Example) -> SqlRow:
 
 
 def moved(columns: Mapping[str, Any], home: str | Path, target: str | Path) -> dict[str, Any]:
-    """The columns of `COLUMNS` that a row has, as a file in another folder has to write them.
+    """The columns of `COLUMNS` that a row has, as a file in another folder has to write them; none of a row without databases.
 
     Args:
         home: the folder of the file that the row was read from.
         target: that of the file it is written to.
     """
     found = {name: columns[name] for name in COLUMNS if name in columns}
-    if DATABASE in found:
-        paths = _paths(found[DATABASE], "")
-        found[DATABASE] = [path if "://" in path else _between(_file(path, Path(home)), Path(target)) for path in paths]
+    if DATABASE not in found:
+        return {}
+    paths = _paths(found[DATABASE], "")
+    files = [path if "://" in path else _file(path, Path(home)) for path in paths]
+    if not is_built(columns) and not all(file.is_file() for file in files if isinstance(file, Path)):
+        return {}  # the column means something else
+    found[DATABASE] = [file if isinstance(file, str) else _between(file, Path(target)) for file in files]
     return found
 
 
