@@ -151,7 +151,7 @@ def evaluate(
     ] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="seed of sampled answers and of bootstrap intervals")] = 0,
 ) -> None:
-    """Measure a model on held-out rows, or a file of predictions; or compare two on the same rows.
+    """Measure a model on held-out rows, or predictions; compare two.
 
     A config gives loss, perplexity and its eval_tasks (stage rm: accuracy and calibration). generated_predictions.jsonl gives
     exact and normalised match, BLEU-4 and ROUGE. Where rows have databases (trimtab sql build), all but reward models give
