@@ -61,8 +61,8 @@ class CachedJudge:
             if len(self._verdicts) > MOST:
                 self._verdicts.clear()
             keys = [self._key(task) for task in tasks]
-            new = {key: task for key, task in zip(keys, tasks, strict=True) if key not in self._verdicts}
-            seen = self._verdicts.keys() - new.keys()
+            seen = {key for key in keys if key in self._verdicts}
+            new = {key: task for key, task in zip(keys, tasks, strict=True) if key not in seen}
             self._verdicts.update(zip(new, self.judge.judge_many(list(new.values())), strict=True))
             result: list[tuple[Verdict, bool]] = []
             for key in keys:
