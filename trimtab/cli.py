@@ -125,36 +125,53 @@ def predict(file: File, words: Words = None) -> None:
 
 @app.command("eval", context_settings=_WORDS)
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="a YAML or JSON file, or a file of predictions (.jsonl)")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="a YAML or JSON file, a run folder, or a file of predictions (.jsonl); two of them: compared"
+        ),
+    ],
     words: Words = None,
     task: Annotated[
         list[str] | None, typer.Option("--task", help="predictions: a metric, several times; else all of text")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", help="predictions: write the figures into this new .json file")
+        Path | None,
+        typer.Option("--output", help="predictions, or two targets: write the figures into this new .json file"),
     ] = None,
+    data: Annotated[
+        str, typer.Option("--data", help="predictions: the set they are about, as trimtab sql build has written it")
+    ] = "",
+    dataset_dir: DatasetDir = "data",
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples", min=0, help="a model on rows with databases: so many sampled answers to each, for pass@k"
+        ),
+    ] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of sampled answers and of bootstrap intervals")] = 0,
 ) -> None:
-    """Measure a model on held-out rows, or a file of predictions.
+    """Measure a model on held-out rows, or predictions; compare two.
 
     A config gives loss, perplexity and its eval_tasks (stage rm: accuracy and calibration). generated_predictions.jsonl gives
-    exact and normalised match, BLEU-4 and ROUGE.
+    exact and normalised match, BLEU-4 and ROUGE. Where rows have databases (trimtab sql build), all but reward models give
+    execution accuracy, with intervals, by class and verdict (docs/sql.md). A run folder is measured by its predictions if it has
+    some, else as its config. trimtab eval A B: a paired test of their execution accuracy.
     """
-    if file.suffix == ".jsonl":
-        _show_predictions(file, words, task or (), output)
-        return
-    from trimtab.config import load
-    from trimtab.errors import ConfigError
-    from trimtab.serve.evaluate import evaluate as measure
+    from trimtab.serve.execution import Asked
 
-    if task or output:
-        raise ConfigError(
-            "--task and --output are for files of predictions",
-            where="command line",
-            why=f"{file} is a config, which has keys for both",
-            remedy="write eval_tasks=... and output_dir=... after the file",
-        )
-    for name, value in measure(load(file, words or [])).items():
-        print(f"{name}  {value:.6g}")
+    asked = Asked(data=data, dataset_dir=dataset_dir, samples=samples, seed=seed)
+    words = words or []
+    if words and "=" not in words[0] and Path(words[0]).exists():
+        _show_comparison((file, Path(words[0])), words[1:], asked, output)
+    elif file.is_dir():
+        from trimtab.serve.execution import judged
+
+        _show_execution(judged(file, words, asked), seed, output)
+    elif file.suffix == ".jsonl":
+        _show_predictions(file, words, task or (), output, asked)
+    else:
+        _show_measured(file, words, task, output, asked)
 
 
 @app.command()
@@ -397,6 +414,33 @@ def sql_explain(
     explain_row(file, row, predictions=predictions, answer=answer)
 
 
+@data_app.command("prefer", context_settings=_WORDS)
+def data_prefer(
+    file: File,
+    words: Words = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="the new data set; else prefer.json in FILE's dataset_dir")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=2, help="answers to each prompt")] = 8,
+    pairs: Annotated[int, typer.Option("--pairs", min=1, help="most pairs of a prompt")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="seed of the answers")] = 0,
+) -> None:
+    """Make preference data for a reward model from the answers of FILE's model, judged by execution.
+
+    The prompts are those of its data set, whose rows have databases (trimtab sql build). Right answers are preferred to queries
+    that run, and these to all others.
+    """
+    from trimtab.config import load
+    from trimtab.serve.prefer import prefer
+
+    config = load(file, words or [])
+    folder = config.dataset_dir if isinstance(config.dataset_dir, str) else "."
+    target = output or Path(folder) / "prefer.json"
+    for line in prefer(config, target, samples=samples, most=pairs, seed=seed).lines():
+        print(line)
+    print(f"written: {target}")
+
+
 @app.command(context_settings=_WORDS)
 def config(file: File, words: Words = None) -> None:
     """Show every value of FILE and where it comes from."""
@@ -445,24 +489,70 @@ def version() -> None:
     print(__version__)
 
 
-def _show_predictions(file: Path, words: list[str] | None, tasks: Any, output: Path | None) -> None:
+def _show_measured(file: Path, words: list[str], task: Any, output: Path | None, asked: Any) -> None:
+    from trimtab.config import load
+    from trimtab.errors import ConfigError
+    from trimtab.serve.evaluate import measure
+
+    given = [name for name, value in (("--task", task), ("--output", output), ("--data", asked.data)) if value]
+    if given:
+        raise ConfigError(
+            f"{' and '.join(given)} are for files of predictions",
+            where="command line",
+            why=f"{file} is a config, which has keys for them",
+            remedy="write eval_tasks=..., output_dir=... and eval_dataset=... after the file",
+        )
+    found, judged = measure(load(file, words), asked)
+    for name, value in found.items():
+        print(f"{name}  {value:.6g}")
+    if judged is not None:
+        _show_execution(judged, asked.seed, None)
+
+
+def _show_execution(found: Any, seed: int, output: Path | None) -> None:
+    from rich.console import Console
+
+    from trimtab.report.execution import table
+    from trimtab.serve.execution import FIGURES, report
+
+    console = Console(highlight=False)
+    console.print(table(report(found, seed=seed, output=output), found.name))
+    for path in (found.folder / FIGURES if found.folder else None, output):
+        if path is not None:
+            console.print(f"written: {path}", markup=False, soft_wrap=True)
+
+
+def _show_comparison(targets: tuple[Path, Path], words: list[str], asked: Any, output: Path | None) -> None:
+    from rich.console import Console
+
+    from trimtab.report.execution import comparison_table
+    from trimtab.serve.execution import paired
+
+    told, (one, other) = paired(*targets, words, asked, output=output)
+    Console(highlight=False).print(comparison_table(told, (one.name, other.name)))
+
+
+def _show_predictions(file: Path, words: list[str], tasks: Any, output: Path | None, asked: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from trimtab.errors import ConfigError
     from trimtab.serve.evaluate import evaluate_predictions
 
-    if words:
+    if words or asked.samples:
         raise ConfigError(
-            f"a file of predictions takes no keys: {' '.join(words)}",
+            f"a file of predictions takes no {'keys: ' + ' '.join(words) if words else '--samples'}",
             where="command line",
             why="nothing is loaded or generated",
             remedy="leave them out, or name a metric with --task",
         )
     table = Table("metric", "mean", "+- standard error", "answers", box=None, header_style="bold")
-    for row in evaluate_predictions(file, tasks, output=output):
+    rows, judged = evaluate_predictions(file, tasks, output=output, asked=asked)
+    for row in rows:
         table.add_row(row["task"], f"{row['mean']:.4f}", f"{row['standard_error']:.4f}", str(row["count"]))
     Console(highlight=False).print(table)
+    if judged is not None:
+        _show_execution(judged, asked.seed, None)
 
 
 def _show_config(file: Path, words: list[str] | None) -> None:

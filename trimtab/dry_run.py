@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from trimtab.config import StageConfig
+from trimtab.data import info, source
+from trimtab.data.dropped import Dropped
 from trimtab.errors import AdapterError, ConfigError, DataError, ModelError
 from trimtab.evals import EVALS
 from trimtab.models.folder import check_writers, local_model, read_adapter
@@ -16,6 +19,7 @@ from trimtab.plan.shapes import TABLE, known
 from trimtab.plan.show import lines, memory_table, time_line, time_table
 from trimtab.registry import nearest
 from trimtab.rundir import check_checkpoint
+from trimtab.sql.rows import row_of
 
 HEADS = ("value_head.safetensors", "value_head.bin")
 
@@ -32,6 +36,7 @@ def dry_run(config: StageConfig) -> tuple[Job, Shape, Machine, Estimate] | None:
     _trains(config)
     folder = local_model(config)  # type: ignore[arg-type] # a config without a model is refused on reading
     _check_files(config)
+    _check_databases(config)
     for task in config.eval_tasks:
         EVALS.row(task, where=config.origin("eval_tasks"))
     lengths = look(config, counter(folder)) or worst_case(config)
@@ -116,6 +121,19 @@ def _check_files(config: StageConfig) -> None:
                 why=f"{Path(file).expanduser().absolute()} does not exist",
                 remedy="correct the path (relative paths start at the working directory)",
             )
+
+
+def _check_databases(config: StageConfig) -> None:
+    """Answers that are rewarded by execution: the first row of each set has the files of its databases."""
+    if getattr(config, "reward_model_type", "") != "sql" or config.sql_database:
+        return
+    for spec in info.find(config.dataset, config.dataset_dir):
+        if spec.path is None:  # on a hub
+            continue
+        for origin, value in islice(info.rows(spec), 1):
+            found = source.example(value, origin, spec)
+            if not isinstance(found, Dropped):
+                row_of(found)
 
 
 def _shape(config: StageConfig) -> tuple[Shape, Path | None]:

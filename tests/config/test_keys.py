@@ -38,6 +38,9 @@ _OWN_DEFAULTS = (
 )
 
 
+_SQL = {"reward_model_type": "sql", "reward_model": []}
+
+
 def _minimal(kind: str) -> dict[str, Any]:
     return {"model_name_or_path": "m", **_MUST[kind], **({} if kind == "infer" else {"stage": kind})}
 
@@ -155,6 +158,7 @@ def test_every_key_that_is_acted_on_round_trips(kind: str) -> None:
             "reward_ensemble_coef": {"reward_model": ["a", "b"], "reward_ensemble": "mean_minus_std"},
             "reward_weights": {"reward_funcs": ["a", "b"]},
             "reward_length_free": {"reward_length_penalty": 0.25},
+            **dict.fromkeys(("sql_reward_equal", "sql_reward_executes", "sql_reward_else", "sql_partial_credit"), _SQL),
             "lr_scheduler_kwargs": {"lr_scheduler_type": "cosine"},
             "streaming": {"max_steps": 5},
             "loss_reduction": {"ratio_level": "token"},

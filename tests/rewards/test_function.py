@@ -86,7 +86,7 @@ def test_kwargs_take_every_column() -> None:
         return lambda completion, **more: seen.append(more) or 0.0
 
     first, second = seen_by(of)
-    assert set(first) == {"prompt", "messages", "gold", "question", "output"}
+    assert set(first) == {"prompt", "messages", "gold", "data_folder", "question", "output"}
     assert set(second) == {*first, "level"} and second["level"] == 3
 
 

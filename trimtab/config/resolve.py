@@ -586,17 +586,41 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
                 "overlong_buffer", f"{config.overlong_buffer}, with answers of at most {config.answer_limit} tokens",
                 "every answer would be penalised", "a fifth of max_new_tokens",
             )  # fmt: skip
-        if not config.reward_model and not config.reward_funcs:
+        sources = config.reward_sources
+        if not sources:
             missing(
-                "reward_model", "FOLDER (output_dir of a run with stage rm), or reward_funcs: FILE.py:NAME",
+                "reward_model", "FOLDER (output_dir of a run with stage rm), or reward_funcs: FILE.py:NAME, or reward_model_type: sql",
                 f"stage {config.stage}",
             )  # fmt: skip
-        sources = bool(config.reward_model) + len(config.reward_funcs)
-        if config.reward_weights and len(config.reward_weights) != sources:
-            named = [*(["the reward model"] if config.reward_model else []), *map(str, config.reward_funcs)]
+        if config.reward_weights and len(config.reward_weights) != len(sources):
             wrong(
-                "reward_weights", f"{len(config.reward_weights)} weights for {sources} sources of reward",
-                f"the sources are {', '.join(named)}", "one weight for each, in this order, or none",
+                "reward_weights", f"{len(config.reward_weights)} weights for {len(sources)} sources of reward",
+                f"the sources are {', '.join(sources)}", "one weight for each, in this order, or none",
+            )  # fmt: skip
+        worth = ("sql_reward_equal", "sql_reward_executes", "sql_reward_else")
+        others = [key for key in worth if getattr(config, key) != KEYS[key].default]
+        if config.reward_model_type == "sql":
+            if config.reward_model:
+                wrong(
+                    "reward_model", f"{', '.join(config.reward_model)} with reward_model_type: sql", "queries are run in its place",
+                    "delete it; or, for both, reward_model_type: lora and reward_funcs: sql_execution, with reward_weights",
+                )  # fmt: skip
+            if config.sql_partial_credit and others:
+                wrong(
+                    others[0], f"{getattr(config, others[0]):g} with sql_partial_credit", "its grades stand in their place",
+                    "delete one of the two",
+                )  # fmt: skip
+            elif config.sql_reward_equal <= max(config.sql_reward_executes, config.sql_reward_else):
+                wrong(
+                    "sql_reward_equal", f"{config.sql_reward_equal:g}, and a wrong answer has "
+                    f"{max(config.sql_reward_executes, config.sql_reward_else):g}", "nothing would be gained by being right",
+                    "more than sql_reward_executes and sql_reward_else",
+                )  # fmt: skip
+        elif others or config.sql_partial_credit:
+            key = others[0] if others else "sql_partial_credit"
+            wrong(
+                key, f"with reward_model_type: {config.reward_model_type}", "only reward_model_type: sql reads it",
+                "reward_model_type: sql, without a reward_model",
             )  # fmt: skip
         if config.reward_length_free and not config.reward_length_penalty:
             wrong(
@@ -605,13 +629,13 @@ def _misfits(config: StageConfig, name: str) -> list[ConfigError]:
             )  # fmt: skip
         models = ", ".join(config.reward_model)
         served = any(name.startswith(("http://", "https://")) for name in config.reward_model)
-        if config.reward_model and served != (config.reward_model_type == "api"):
+        if config.reward_model and config.reward_model_type != "sql" and served != (config.reward_model_type == "api"):
             wrong(
                 "reward_model_type", f"{config.reward_model_type} with reward_model: {models}",
                 "a reward server has a URL, a reward model a folder",
                 "reward_model_type: api" if served else "give the server's URL in reward_model (http://HOST:PORT/PATH)",
             )  # fmt: skip
-        if len(config.reward_model) > 1 and config.reward_model_type != "lora":
+        if len(config.reward_model) > 1 and config.reward_model_type not in ("lora", "sql"):
             wrong(
                 "reward_model", f"{len(config.reward_model)} of them with reward_model_type: {config.reward_model_type}",
                 "an ensemble is made of adapters on one base", "reward_model_type: lora, or name one of them",
@@ -729,6 +753,12 @@ def _differences(config: StageConfig) -> list[str]:
         if config.pref_loss == "exo" and config.dpo_label_smoothing == 0:
             lines.append("dpo_label_smoothing: 0.001 in pref_loss exo, where 0 would make the loss infinite")
     if isinstance(config, OnlineConfig):
+        graded = "sql_partial_credit" if config.sql_partial_credit else "sql_graded"
+        if graded == "sql_partial_credit" or graded in config.reward_funcs:
+            lines.append(
+                f"warning: {graded}: part of the reward for wrong answers, which policies have learnt to collect (queries that overlap "
+                "with the right one, or run and say little): watch the share of right answers, not the reward"
+            )
         filters = [
             k for k in ("do_sample", "top_k", "top_p", "min_p", "repetition_penalty") if getattr(config, k) is not None
         ]

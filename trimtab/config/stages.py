@@ -107,6 +107,7 @@ Weights = Annotated[tuple[Positive, ...], BeforeValidator(_names)]
 Reals = Annotated[tuple[Real, ...], BeforeValidator(_numbers)]
 Function = Annotated[Callable[..., Any], PlainSerializer(function_name, return_type=str)]
 Functions = Annotated[tuple[Text | Function, ...], BeforeValidator(_functions)]
+Dialect = Literal["sqlite", "postgres", "mysql", "oracle", "tsql"]
 Interval = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_strategy)]
 Resume = Annotated[str | None, BeforeValidator(_resume)]
 
@@ -358,7 +359,7 @@ class StageConfig(BaseModel):
         "Logging and evaluation", 8, "rows per evaluation batch; no effect on results"
     )
     eval_tasks: Names = key(
-        "Logging and evaluation", (), "tasks run on held-out rows by generating (exact_match, sql_match)"
+        "Logging and evaluation", (), "tasks run on held-out rows by generating (execution_accuracy, exact_match ...)"
     )
     eval_max_samples: Count | None = key(
         "Logging and evaluation", None, "most held-out rows that are evaluated or predicted"
@@ -393,6 +394,18 @@ class StageConfig(BaseModel):
 
     export_dir: Text | None = key("Export", None, "folder for the merged model", stages=("infer",))
     export_size: Count = key("Export", 5, "largest shard, in GB", stages=("infer",))
+
+    sql_database: Text | None = key(
+        "SQL",
+        None,
+        "one database for all rows, in place of their column `database`: postgresql://... or an SQLite file",
+    )
+    sql_dialect: Dialect | None = key(
+        "SQL", None, "what queries are written in, in rows without a column `dialect`; null: sqlite"
+    )
+    sql_workers: Count | None = key(
+        "SQL", None, "processes that run queries; null: one per core, at most 4; no effect on results"
+    )
 
     reward_readout: Literal["stop", "last"] = key(
         "Reward model",
@@ -607,10 +620,10 @@ class OnlineConfig(StageConfig):
     reward_ensemble_coef: NonNegative = key(
         "Online", 1.0, "mean_minus_std: standard deviations of the members' scores that are taken off", stages=ONLINE
     )
-    reward_model_type: Literal["lora", "full", "api"] = key(
+    reward_model_type: Literal["lora", "full", "api", "sql"] = key(
         "Online",
         "lora",
-        "lora: an adapter on the same base; full: a model with a value head; api: a server",
+        "lora: an adapter on the same base; full: a model with a value head; api: a server; sql: no model, queries are run",
         stages=ONLINE,
     )
     reward_model_adapters: Names = key(
@@ -623,7 +636,26 @@ class OnlineConfig(StageConfig):
         stages=ONLINE,
     )
     reward_weights: Reals = key(
-        "Online", (), "weight of the reward model, if there is one, then of each function; none: all 1", stages=ONLINE
+        "Online",
+        (),
+        "weight of the reward model (or sql), if there is one, then of each function; none: all 1",
+        stages=ONLINE,
+    )
+    sql_reward_equal: Real = key(
+        "SQL", 1.0, "reward_model_type sql: an answer whose query is right on every database of its row", stages=ONLINE
+    )
+    sql_reward_executes: Real = key(
+        "SQL",
+        0.1,
+        "reward_model_type sql: one that runs, gives the right number of columns, and other rows",
+        stages=ONLINE,
+    )
+    sql_reward_else: Real = key("SQL", 0.0, "reward_model_type sql: any other answer", stages=ONLINE)
+    sql_partial_credit: bool = key(
+        "SQL",
+        False,
+        "reward_model_type sql: grades for wrong answers, as sql_graded; policies have learnt to collect such credit",
+        stages=ONLINE,
     )
     reward_length_penalty: NonNegative = key(
         "Online", 0.0, "taken off the reward for each token of an answer beyond reward_length_free", stages=ONLINE
@@ -677,6 +709,12 @@ class OnlineConfig(StageConfig):
     ref_update_every: Count | None = key(
         "Online", None, "the reference becomes the policy every so many steps; null: never", stages=ONLINE
     )
+
+    @property
+    def reward_sources(self) -> tuple[str, ...]:
+        """What rewards an answer, as `reward_weights` counts it."""
+        first = ("sql",) if self.reward_model_type == "sql" else ("the reward model",) if self.reward_model else ()
+        return (*first, *map(str, self.reward_funcs))
 
     @property
     def rollout_size(self) -> int:

@@ -72,7 +72,7 @@ def _written(example: Example, target: str) -> dict[str, Any] | Dropped:
     if example.text is not None:
         return Dropped(origin=example.origin, reason="plain text", detail=f"{target} holds questions and answers")
     if target == "alpaca":
-        return _alpaca(example)
+        return alpaca_row(example)
     tags = sharegpt.TAGS if target == "sharegpt" else openai.TAGS
     names: dict[Role, str] = {
         "user": tags["user_tag"],
@@ -105,7 +105,8 @@ def _calls(one: Message) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": c} for c in listed]}
 
 
-def _alpaca(example: Example) -> dict[str, Any] | Dropped:
+def alpaca_row(example: Example) -> dict[str, Any] | Dropped:
+    """One example in the alpaca format, or why it has no place there."""
     listed = list(example.prompt)
     row: dict[str, Any] = {}
     system = listed.pop(0).content if listed and listed[0].role == "system" else None

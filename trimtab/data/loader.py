@@ -60,13 +60,83 @@ def load_data(config: Config, tokenizer: Tokenizer, template: Template) -> Stage
         return _stream(config, tokenizer, template)
     folder = getattr(config, "tokenized_path", None)
     if folder is None:
-        return read_data(config, tokenizer, template)
+        return _with_sql(read_data(config, tokenizer, template), config)
     made_of = tokenized.record(config, tokenizer, template)
     found = tokenized.load(Path(folder), made_of)
     if found is None:
         found = read_data(config, tokenizer, template)
         tokenized.save(Path(folder), found, made_of)
-    return replace(found, eval_prompts=_prompts(found.eval, found.eval_examples, config, tokenizer, template))
+    found = replace(found, eval_prompts=_prompts(found.eval, found.eval_examples, config, tokenizer, template))
+    return _with_sql(found, config)
+
+
+def _with_sql(data: StageData[Any], config: Config) -> StageData[Any]:
+    """The rows with the database of `sql_database` in place of their own, and with `sql_dialect` where they name none."""
+    address, dialect = getattr(config, "sql_database", None), getattr(config, "sql_dialect", None)
+    if address is None and dialect is None:
+        return data
+    given: dict[str, Any] = {}
+    if address is not None:
+        given["database"] = address if "://" in address else str(Path(address).expanduser().absolute())
+    done: dict[int, Example] = {}
+
+    def completed(example: Example) -> Example:
+        if id(example) not in done:
+            own = {} if dialect is None or example.columns.get("dialect") else {"dialect": dialect}
+            done[id(example)] = replace(example, columns={**example.columns, **given, **own})
+        return done[id(example)]
+
+    def row(one: Any) -> Any:
+        return replace(one, example=completed(one.example)) if hasattr(one, "example") else one
+
+    return replace(
+        data,
+        train=[row(one) for one in data.train],
+        eval=[row(one) for one in data.eval],
+        train_examples=[completed(example) for example in data.train_examples],
+        eval_examples=[completed(example) for example in data.eval_examples],
+        eval_prompts=[row(one) for one in data.eval_prompts],
+    )
+
+
+def without(data: StageData[Any], unfit: Mapping[int, Dropped]) -> StageData[Any]:
+    """The data without the rows of these examples, by `id`; they are counted among the dropped ones.
+
+    Raises:
+        DataError: no row is left to train on.
+    """
+    kept = [
+        [id(example) not in unfit for example in examples] for examples in (data.train_examples, data.eval_examples)
+    ]
+    if data.train and not any(kept[0]):
+        first = next(iter(unfit.values()))
+        raise DataError(
+            f"no rows left to train on: {len(data.train)} read, none of them with an answer that can be judged",
+            where=str(first.origin),
+            why=f"{first.reason}: {first.detail}",
+            remedy="`trimtab sql build FILE` makes databases on which the rows' queries have an answer, and says which have none",
+        )
+
+    def some(rows: Sequence[Any], keep: Sequence[bool]) -> list[Any]:
+        return [row for row, kept in zip(rows, keep, strict=True) if kept]
+
+    report = replace(
+        data.report,
+        dropped=(*data.report.dropped, *unfit.values()),
+        train=sum(kept[0]),
+        eval=sum(kept[1]),
+        lengths=tuple(some(data.report.lengths, [*kept[0], *kept[1]])),
+        scored=tuple(some(data.report.scored, [*kept[0], *kept[1]])),
+    )
+    return replace(
+        data,
+        train=some(data.train, kept[0]),
+        eval=some(data.eval, kept[1]),
+        train_examples=some(data.train_examples, kept[0]),
+        eval_examples=some(data.eval_examples, kept[1]),
+        eval_prompts=[prompt for prompt in data.eval_prompts if id(prompt.example) not in unfit],
+        report=report,
+    )
 
 
 def _stream(config: Config, tokenizer: Tokenizer, template: Template) -> StageData[Any]:

@@ -1,18 +1,18 @@
 """Evaluations of generated answers: `score(predictions, examples) -> one number per answer`.
 
-A task's result is the mean of its scores: a share from 0 to 1 for matches, per cent for BLEU and ROUGE, as everybody prints them. Each task
-is one file and one row here.
+A task's result is the mean of its scores: a share from 0 to 1 for matches, per cent for BLEU and ROUGE, as everybody prints them. None in
+place of a score says that an answer to this row cannot be judged: such rows are counted apart. Each task is one file and one row here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trimtab.errors import DataError
 from trimtab.registry import Registry, Row
 from trimtab.types import Example
 
-Score = Callable[[list[str], list[Example]], list[float]]
+Score = Callable[[list[str], list[Example]], Sequence[float | None]]
 
 EVALS = Registry(
     "eval task",
@@ -21,6 +21,12 @@ EVALS = Registry(
             name="exact_match",
             target="trimtab.evals.exact_match:score",
             help="the answer is the reference answer, up to spaces and a final semicolon",
+        ),
+        Row(
+            name="execution_accuracy",
+            target="trimtab.evals.execution_accuracy:score",
+            help="the answer's SQL gives the rows of the reference's on every `database` of its row (trimtab sql build)",
+            aliases=("ex", "execution"),
         ),
         Row(
             name="normalised_match",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from trimtab.errors import DataError
 from trimtab.evals import EVALS
 from trimtab.types import Example, Message, Origin
 
+SAMPLES = "samples"
+"""Further answers to a row, beside `predict`: a list of texts."""
 DEFAULT_TASKS = ("exact_match", "normalised_match", "bleu-4", "rouge-1", "rouge-2", "rouge-l")
 
 
@@ -67,14 +70,19 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         )
 
 
-def labelled(path: str | Path) -> tuple[list[str], list[Example], int]:
+def labelled(path: str | Path, rows: Sequence[Example] = ()) -> tuple[list[str], list[Example], int]:
     """Predictions and reference answers of a file, and how many rows have no reference.
 
+    Args:
+        rows: the data that was predicted, to be taken for the rows in place of what the file says: by the number in its `row`, else
+            in order; the label must be the row's own answer.
+
     Raises:
-        DataError: a row without `predict`, or with values that are no text; not one row with a `label`.
+        DataError: a row without `predict`, or with values that are no text; not one row with a `label`; a row that is not in `rows`.
     """
     texts, examples, without = [], [], 0
-    for number, row in read_rows(path):
+    numbered = {example.origin.row: example for example in rows}
+    for place, (number, row) in enumerate(read_rows(path)):
         where = f"{path}:{number}"
         if "predict" not in row:
             scores = " (these are the scores of a reward model: trimtab rm report)" if "chosen" in row else ""
@@ -98,7 +106,23 @@ def labelled(path: str | Path) -> tuple[list[str], list[Example], int]:
             continue
         origin = Origin(file=str(path), row=number)
         texts.append(row["predict"])
-        examples.append(Example(origin=origin, response=Message(role="assistant", content=label)))
+        if rows:
+            told = str(row.get("row", "")).rpartition(":")[2]
+            found = numbered.get(int(told)) if told.isdecimal() else rows[place] if place < len(rows) else None
+            gold = (found.response or found.chosen) if found is not None else None
+            if found is None or gold is None or gold.content != label:
+                raise DataError(
+                    "this prediction is not about a row of --data",
+                    where=where,
+                    why="there is no such row"
+                    if found is None
+                    else f"its label is {label[:60]!r}, and {found.origin} has {gold.content[:60] if gold else None!r}",
+                    remedy="name the set that was predicted; its rows stand in the order of the predictions",
+                )
+            drawn = {SAMPLES: row[SAMPLES]} if SAMPLES in row else {}
+            examples.append(replace(found, columns={**found.columns, **drawn}))
+            continue
+        examples.append(Example(origin=origin, response=Message(role="assistant", content=label), columns=row))
     if not texts:
         raise DataError(
             "no prediction has a reference answer",
@@ -111,8 +135,8 @@ def labelled(path: str | Path) -> tuple[list[str], list[Example], int]:
 
 def evaluate(
     texts: list[str], examples: list[Example], tasks: Sequence[str], *, where: str = ""
-) -> dict[str, list[float]]:
-    """Each task's score of each answer.
+) -> dict[str, Sequence[float | None]]:
+    """Each task's score of each answer; None where a row cannot be judged.
 
     Raises:
         ConfigError: no such task.

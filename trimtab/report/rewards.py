@@ -6,6 +6,7 @@
 | by margin | the same in five equal parts of the pairs, closest scores first: a model that knows what it does not know errs there |
 | by length difference | the same where the chosen answer is longer, equally long, shorter: far apart, it prefers length |
 | calibration | probability sigmoid(|r_w - r_l|) of ten bins against how often the model was right; ECE is their mean distance |
+| by verdicts | the same for each pair of verdicts, where the pairs were made by execution (`trimtab data prefer`) |
 | length correlation | Pearson's r of score with length over all answers |
 
 Which pairs they are stands in `predict_results.json`. Figures go to `rm_report.json`, the picture to
@@ -41,12 +42,13 @@ PAIRS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """One pair: its two scores, and how many tokens each answer has where the file says."""
+    """One pair: its two scores; how many tokens each answer has, and what execution said of it, where the file says."""
 
     chosen: float
     rejected: float
     chosen_tokens: int | None = None
     rejected_tokens: int | None = None
+    verdicts: tuple[str, str] | None = None
 
     @property
     def lead(self) -> float:
@@ -102,6 +104,7 @@ def read_pairs(path: Path) -> list[Scored]:
                 rejected=rejected,
                 chosen_tokens=lengths[0] if known else None,
                 rejected_tokens=lengths[1] if known else None,
+                verdicts=_verdicts(row),
             )
         )
     if not pairs:
@@ -127,12 +130,32 @@ def figures(pairs: Sequence[Scored]) -> dict[str, Any]:
         "calibration": [asdict(b) for b in bins],
         "by_margin": [asdict(part) for part in by_margin(pairs)],
     }
+    if any(pair.verdicts is not None for pair in pairs):
+        found["by_verdicts"] = [asdict(part) for part in by_verdicts(pairs)]
     measured = [p for p in pairs if p.chosen_tokens is not None and p.rejected_tokens is not None]
     if measured:
         lengths = [float(n) for p in measured for n in (p.chosen_tokens or 0, p.rejected_tokens or 0)]
         found["length_correlation"] = correlation(lengths, [s for p in measured for s in (p.chosen, p.rejected)])
         found["by_length"] = [asdict(part) for part in by_length(measured)]
     return found
+
+
+def _verdicts(row: dict[str, Any]) -> tuple[str, str] | None:
+    chosen, rejected = row.get("chosen_verdict"), row.get("rejected_verdict")
+    return (str(chosen), str(rejected)) if chosen and rejected else None
+
+
+def by_verdicts(pairs: Sequence[Scored]) -> list[Part]:
+    """Accuracy by what execution said of both answers, the most frequent pair of verdicts first."""
+    leads: dict[tuple[str, str], list[float]] = {}
+    for pair in pairs:
+        if pair.verdicts is not None:
+            leads.setdefault(pair.verdicts, []).append(pair.lead)
+    ordered = sorted(leads.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [
+        Part(name=f"{better} over {worse}", count=len(some), accuracy=_accuracy(some))
+        for (better, worse), some in ordered
+    ]
 
 
 def by_margin(pairs: Sequence[Scored]) -> list[Part]:
@@ -190,7 +213,11 @@ def table(found: dict[str, Any]) -> Table:
     drawn.add_row("calibration error (ECE, 10 bins)", "", f"{found['calibration_error']:.3f}")
     if "length_correlation" in found:
         drawn.add_row("correlation of score with length", "", f"{found['length_correlation']:+.3f}")
-    for title, key in (("accuracy by margin", "by_margin"), ("accuracy by length", "by_length")):
+    for title, key in (
+        ("accuracy by margin", "by_margin"),
+        ("accuracy by length", "by_length"),
+        ("accuracy by verdicts", "by_verdicts"),
+    ):
         if key in found:
             drawn.add_section()
             drawn.add_row(title, "", "", style="bold")

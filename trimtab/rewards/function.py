@@ -9,6 +9,7 @@ A function is given what its parameters name, as keywords:
     prompt, completion     text: the last message before the answer, and the answer without its end marker
     messages               the dialogue before the answer, as a list of {"role": ..., "content": ...}
     gold                   the row's own answer as text, None where it has none
+    data_folder            the folder of the data file that holds the row: where relative paths in its columns start
     anything else          the row's column of that name, as the data file has it; **kwargs takes all of them
 
 It is *batched* if it names `prompts` or `completions`; then each of these (`messages`, `gold` and columns too, under the same names)
@@ -43,6 +44,8 @@ Task = Callable[[asyncio.Runner], Any]
 
 SINGLE = ("prompt", "completion", "messages")
 BATCHED = ("prompts", "completions", "messages")
+BESIDE = ("gold", "data_folder")
+"""Given too; a column of that name goes before them."""
 RESUME = "mend the function, then go on with --resume"
 
 
@@ -128,7 +131,7 @@ class FunctionReward:
                 remedy="wrap it: def reward(completion): return ...",
             ) from None
         self.batched = any(p.name in ("prompts", "completions") for p in parameters)
-        own = {*(BATCHED if self.batched else SINGLE), "gold"}
+        own = {*(BATCHED if self.batched else SINGLE), *BESIDE}
         self._positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         self._named = {p.name for p in named}
@@ -154,7 +157,7 @@ class FunctionReward:
                         f"the reward function {self.name!r} asks for {name!r}, which this row does not have",
                         where=f"{example.origin}; {self.place}",
                         why=f"its columns are {', '.join(map(str, example.columns)) or 'none'}; besides them there are "
-                        + ", ".join((*(BATCHED if self.batched else SINGLE), "gold")),
+                        + ", ".join((*(BATCHED if self.batched else SINGLE), *BESIDE)),
                         remedy=f"name one of these, give {name} a default, or add the column to the data",
                     )
 
@@ -247,7 +250,7 @@ class FunctionReward:
             "prompts": [own["prompt"] for own in owns],
             "completions": [own["completion"] for own in owns],
             "messages": [own["messages"] for own in owns],
-            "gold": [own["gold"] for own in owns],
+            **{name: [own[name] for own in owns] for name in BESIDE},
         }
         rows = [answer.prompt.example.columns for answer in answers]
         for name in dict.fromkeys(key for row in rows for key in row):
@@ -308,6 +311,7 @@ def _own(answer: Answer) -> dict[str, Any]:
         "completion": answer.text,
         "messages": [{"role": m.role, "content": m.content} for m in example.prompt],
         "gold": gold.content if gold is not None else None,
+        "data_folder": str(Path(example.origin.file).parent),
     }
 
 

@@ -2,8 +2,8 @@
 
 | file | what it holds |
 |---|---|
-| `generated_predictions.jsonl` | a row per data row: prompt, predict, label; finish and row (`file:number`) |
-| the same, stage rm | chosen and rejected with the tokens of each, or ranked, or reward and score; row |
+| `generated_predictions.jsonl` | a row per data row: prompt, predict, label; finish and row (`file:number`); the columns of a built set |
+| the same, stage rm | chosen and rejected with tokens (and verdicts) of each, or ranked, or reward and score; row |
 | `predict_results.json` | `predict_rows` (held out, trained on, or unknown); match rates, BLEU-4, ROUGE, every eval task |
 | the same, stage rm | `predict_rows`, `predict_accuracy`, `predict_margin`; `predict_mse` where rows have scores |
 """
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from trimtab.config import StageConfig, dump_resolved
 from trimtab.data.loader import StageData, load_data, row_answers
 from trimtab.errors import ConfigError, ModelError, RunError
+from trimtab.evals import EVALS
 from trimtab.evals.predictions import DEFAULT_TASKS
 from trimtab.models.budget import Budget
 from trimtab.rewards import with_tail
@@ -27,12 +28,16 @@ from trimtab.rewards.model import score_rows_as
 from trimtab.rundir import PREDICT_RESULTS, PREDICTIONS, RunFolder
 from trimtab.serve.answer import Text, answer
 from trimtab.serve.model import find_served, load_served
+from trimtab.sql.cached import shared_judge
+from trimtab.sql.rows import is_built, moved, row_of
 from trimtab.train.assemble import REWARD, Session, load_text_side
 from trimtab.train.memory import PeakMemory
 from trimtab.train.offline import score_tasks
 from trimtab.train.progress import bar, say
-from trimtab.types import Pair, Prompt, TokenRow
+from trimtab.types import Example, Pair, Prompt, TokenRow
 
+VERDICTS = ("chosen_verdict", "rejected_verdict")
+"""Columns of pairs that `trimtab data prefer` has made."""
 BLOCK = 256  # rows between two writes
 
 Figures = dict[str, float]
@@ -62,15 +67,25 @@ def predict(config: StageConfig) -> RunFolder:
     return folder
 
 
-def serving_session(config: StageConfig, *, as_prompts: bool) -> tuple[Session, Measured]:
+def serving_session(
+    config: StageConfig,
+    *,
+    as_prompts: bool,
+    training: bool = False,
+    check: Callable[[StageData[Any]], None] | None = None,
+) -> tuple[Session, Measured]:
     """The model that a file serves, with what is to be measured as its held-out rows; and what it knows of them.
 
     Args:
         as_prompts: rows are read as prompts, which need no answer.
+        training: the rows to train on are wanted, not those held out, and nothing is measured.
+        check: is given the rows before the model is loaded.
 
     Raises:
         TrimtabError: data, model or adapters that cannot be used.
     """
+    for task in config.eval_tasks:
+        EVALS.row(task, where=config.origin("eval_tasks"))
     source = find_served(config)
     if not source.writes and config.stage != "rm":
         raise ModelError(
@@ -79,12 +94,15 @@ def serving_session(config: StageConfig, *, as_prompts: bool) -> tuple[Session, 
             remedy="write stage: rm, with a data set of preferences; or name the adapter of an sft or ppo run",
         )
     tokenizer, template = load_text_side(source.config)
-    data = _rows(source.config, tokenizer, template, as_prompts)  # before the model: most mistakes are here
-    say(f"data: {len(data.eval)} rows, {len(data.report.dropped)} dropped")
+    read = _training_rows if training else _rows
+    data = read(source.config, tokenizer, template, as_prompts)  # before the model: most mistakes are here
+    if check is not None:
+        check(data)
+    say(f"data: {len(data.train if training else data.eval)} rows, {len(data.report.dropped)} dropped")
     for line in data.report.lines()[1:]:
         say(line)
     rows = _measured(source.config, source.home)
-    if rows != "held out":
+    if rows != "held out" and not training:
         others = "judges others" if config.stage == "rm" else "does on others"
         names = ", ".join(source.config.eval_dataset or source.config.dataset)
         say(
@@ -94,6 +112,7 @@ def serving_session(config: StageConfig, *, as_prompts: bool) -> tuple[Session, 
             f"they are no measure of how it {others}"
         )
     served = load_served(source)
+    shared_judge(config.sql_workers)  # the one that eval tasks ask
     session = Session(
         config=served.config,
         tokenizer=served.tokenizer,
@@ -144,6 +163,9 @@ def _first_rows(session: Session, most: int | None) -> Session:
 
 def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int], None]) -> Figures:
     config, prompts = session.config, session.data.eval_prompts
+    for prompt in prompts:
+        if is_built(prompt.example.columns):
+            row_of(prompt.example)  # a database that has gone is told now, not after the last answer
     max_length = config.max_length if config.max_new_tokens is None else None
     window = getattr(session.roles.model.config.get_text_config(), "max_position_embeddings", None)
     skip = config.skip_special_tokens
@@ -169,6 +191,7 @@ def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int]
                     "label": _label(prompt) or "",
                     "finish": "length" if completion.finish == "length" else "stop",
                     "row": str(prompt.example.origin),
+                    **databases(prompt.example, folder.path),
                 }
 
     folder.write_predictions(rows())
@@ -178,7 +201,8 @@ def _answer_prompts(session: Session, folder: RunFolder, advance: Callable[[int]
         say(f"{len(prompts) - len(labelled)} of {len(prompts)} rows have no answer to compare with")
         figures["labelled"] = len(labelled)
     if labelled:
-        tasks = dict.fromkeys((*DEFAULT_TASKS, *config.eval_tasks))
+        executed = ["execution_accuracy"] if all(is_built(prompts[i].example.columns) for i in labelled) else []
+        tasks = dict.fromkeys((*DEFAULT_TASKS, *executed, *(EVALS.row(task).name for task in config.eval_tasks)))
         figures |= score_tasks(tasks, [texts[i] for i in labelled], [prompts[i] for i in labelled])
     return figures
 
@@ -209,7 +233,8 @@ def _score_answers(session: Session, folder: RunFolder, advance: Callable[[int],
                     yield {"reward": own[0], "score": example.score, "row": str(example.origin)}
                 elif isinstance(row, Pair):
                     tokens = {"chosen_tokens": len(row.chosen.scored), "rejected_tokens": len(row.rejected.scored)}
-                    yield {"chosen": own[0], "rejected": own[1], **tokens, "row": str(example.origin)}
+                    kinds = {name: example.columns[name] for name in VERDICTS if name in example.columns}
+                    yield {"chosen": own[0], "rejected": own[1], **tokens, **kinds, "row": str(example.origin)}
                 else:
                     yield {"ranked": own, "row": str(example.origin)}
 
@@ -226,6 +251,11 @@ def _score_answers(session: Session, folder: RunFolder, advance: Callable[[int],
         "reward_chosen": sum(best for best, _ in ends) / len(ends),
         "reward_rejected": sum(worst for _, worst in ends) / len(ends),
     }
+
+
+def databases(example: Example, folder: Path) -> dict[str, Any]:
+    """What a row of predictions in `folder` keeps of a built row, so that it can be judged by execution on its own."""
+    return moved(example.columns, Path(example.origin.file).parent, folder)
 
 
 def _decoder(session: Session, *, skip: bool) -> Callable[[Any], str]:
@@ -306,4 +336,18 @@ def _rows(config: StageConfig, tokenizer: Any, template: Any, as_prompts: bool) 
         update["stage"] = "ppo"
     if not split:
         update |= {"eval_dataset": config.eval_dataset or config.dataset, "dataset": ()}
+    return load_data(config.model_copy(update=update), tokenizer, template)
+
+
+def _training_rows(config: StageConfig, tokenizer: Any, template: Any, as_prompts: bool) -> StageData[Any]:
+    """The prompts of `dataset`, without what val_size holds out of it; where it names none, those of eval_dataset."""
+    if not (config.eval_dataset or config.dataset):
+        raise ConfigError(
+            "there are no prompts to answer",
+            where="dataset",
+            why="neither dataset nor eval_dataset names a data set",
+            remedy="add dataset: NAME (as in dataset_info.json)",
+        )
+    update: dict[str, Any] = {"tokenized_path": None, "packing": None, "neat_packing": False, "streaming": False}
+    update |= {"stage": "ppo", "dataset": config.dataset or config.eval_dataset, "eval_dataset": ()}
     return load_data(config.model_copy(update=update), tokenizer, template)

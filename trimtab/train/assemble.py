@@ -38,7 +38,9 @@ from trimtab.rewards.length import LengthPenalty
 from trimtab.rewards.lookup import load_functions
 from trimtab.rewards.mixture import Mixture
 from trimtab.rewards.model import EnsembleReward, ModelReward
+from trimtab.sql.cached import shared_judge
 from trimtab.train.device import pick_device, pick_dtype, spares_a_copy, this_machine
+from trimtab.train.execution import EXECUTED, declared_rows, execution_reward, judged_rows
 from trimtab.train.memory import PeakMemory
 from trimtab.train.progress import say
 from trimtab.train.weights import BASE_RECORD as BASE_RECORD
@@ -99,9 +101,10 @@ class Session:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def reward(self) -> Mixture:
-        """What scores answers: the reward model or server and the functions by weight, and the price of length."""
+        """What scores answers: the reward model, server or execution and the functions by weight, and the price of length."""
         config = self.config
-        sources: list[Reward] = [self._reward_model()] if config.reward_model else []
+        learned = config.reward_model or config.reward_model_type == "sql"
+        sources: list[Reward] = [self._reward_model()] if learned else []
         sources += self.functions
         weights = config.reward_weights or (1.0,) * len(sources)
         weighted = list(zip(weights, sources, strict=True))
@@ -111,6 +114,8 @@ class Session:
 
     def _reward_model(self) -> Reward:
         config = self.config
+        if config.reward_model_type == "sql":
+            return execution_reward(config)
         if config.reward_model_type == "api":
             return ApiReward(
                 config.reward_model[0],
@@ -222,6 +227,11 @@ def assemble(config: StageConfig, *, earlier: Mapping[str, Any] | None = None) -
     )
     tokenizer, template = load_text_side(config)
     data = load_data(config, tokenizer, template)
+    judge = shared_judge(config.sql_workers)  # its processes start with their first query
+    if getattr(config, "reward_model_type", None) == "sql":
+        data = judged_rows(data, judge)
+    elif any(name in EXECUTED for name in getattr(config, "reward_funcs", ()) if isinstance(name, str)):
+        data = declared_rows(data)
     for function in functions:
         function.check([*data.train_examples, *data.eval_examples])
     planned = plan_run(config, data, earlier or {})

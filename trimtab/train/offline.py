@@ -281,9 +281,13 @@ def run_tasks(session: Session, limit: int | None) -> Figures:
 
 
 def score_tasks(names: Any, texts: list[str], prompts: list[Any]) -> Figures:
-    """Mean score of each task over answers in the order of their prompts."""
+    """Mean score of each task over answers in the order of their prompts; rows that it cannot judge are counted apart."""
     found: Figures = {}
-    for name in names:
+    for name in (EVALS.row(name).name for name in names):
         scores = EVALS.load(name)(texts, [prompt.example for prompt in prompts])
-        found[name] = sum(scores) / max(1, len(scores))
+        judged = [score for score in scores if score is not None]
+        if judged or not scores:
+            found[name] = sum(judged) / max(1, len(judged))
+        if len(judged) < len(scores):
+            found[f"{name}_unverified"] = len(scores) - len(judged)
     return found
