@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -146,7 +146,7 @@ class Judge:
     tolerance: Tolerance = field(default_factory=Tolerance)
     permuted: bool = False
     sandbox: Sandbox = field(init=False)
-    _golds: dict[tuple[str, Database, int], Gold] = field(init=False, default_factory=dict)
+    _golds: dict[tuple[str, Database], Gold] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sandbox = Sandbox(self.workers, self.limits)
@@ -164,7 +164,7 @@ class Judge:
 
     def gold(self, gold: str, database: Database, instance: int = 0) -> Gold:
         """Gold's answer on one instance, and what it is worth."""
-        key = (gold, database, instance)
+        key = (gold, replace(database, paths=(database.paths[instance],)))  # an instance alone is the same instance
         if key not in self._golds:
             if len(self._golds) >= 20_000:
                 self._golds.clear()
