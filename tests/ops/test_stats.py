@@ -27,6 +27,7 @@ def test_workers_explain_the_variance_of_all() -> None:
 def test_explained_variance_by_hand() -> None:
     """Returns 0, 2, 4 have variance 8/3."""
     assert ev([0.0, 2.0, 4.0], [0.0, 2.0, 4.0]) == 1.0
+    assert ev([0.0, 0.25, 0.5], [0.0, 0.25, 0.5]) == 1.0
     assert ev([7.0, 9.0, 11.0], [0.0, 2.0, 4.0]) == 1.0  # a constant error is bias, not variance
     assert ev([2.0, 2.0, 2.0], [0.0, 2.0, 4.0]) == 0.0
     assert ev([1.0, 2.0, 3.0], [0.0, 2.0, 4.0]) == pytest.approx(0.75)  # errors -1, 0, 1: variance 2/3

@@ -16,7 +16,7 @@ from trimtab.ops.losses import bradley_terry
 def pairs_of(mask: Bool[Tensor, "b k"]) -> Bool[Tensor, "b k k"]:
     """Which (i, j) are a real pair with i ranked above j."""
     above = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).triu(1)
-    return mask.unsqueeze(-1) & mask.unsqueeze(-2) & above
+    return mask.unsqueeze(-2) & above  # padding is on the right: where j is real, so is i
 
 
 def mean_over_pairs(values: Float[Tensor, "b k k"], mask: Bool[Tensor, "b k"]) -> Float[Tensor, " b"]:
