@@ -61,7 +61,7 @@ SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
 IDLE = {"strict", "device"}
 
 # Sizes that decide about speed alone: results do not depend on them, and tests set their own.
-SIZES = {"TILE"}
+SIZES = {"BLOCK", "TILE"}
 
 # The order of their arguments is nothing.
 ORDERLESS = {"min", "max", "minimum", "maximum", "logaddexp", "vecdot"}
