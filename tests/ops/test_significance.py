@@ -89,6 +89,7 @@ def test_weights_of_an_interval() -> None:
     assert bootstrap_interval([0.0, 1.0, 1.0], [2.0, 2.0, 2.0]) == bootstrap_interval([0.0, 1.0, 1.0])
     assert all(map(math.isnan, bootstrap_interval([1.0, 0.0], [0.0, 0.0])))
     assert all(map(math.isnan, bootstrap_interval([])))
+    assert [type(end) for end in bootstrap_interval([0.0, 1.0])] == [float, float]  # NumPy's own would not go into JSON
 
 
 def test_an_interval_is_a_function_of_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
