@@ -61,4 +61,5 @@ def bootstrap_interval(
 def mcnemar(b: int, c: int) -> float:
     """Two-sided exact p of b against c, were each row that parts the systems a fair coin; 1 where none does."""
     tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1))
-    return min(1.0, float(2 * tail / 2 ** (b + c)))
+    both_sides: float = 2 * tail / 2 ** (b + c)
+    return min(1.0, both_sides)
