@@ -449,7 +449,7 @@ def explain_row(file: Path, number: int, *, predictions: Path | None, answer: st
             else "it has no column `database`",
             remedy="`trimtab sql build FILE` makes a file whose rows have them",
         )
-    spec = _built_spec(file)
+    spec = source.beside(file)
     example = source.example(value, Origin(file=str(file), row=number), spec)
     listed = answers(example) if not isinstance(example, Dropped) else ()
     gold = listed[0].content if listed else ""
@@ -489,16 +489,6 @@ def _numbered(rows: Sequence[Any], number: int, file: Path) -> Any:
             remedy="name one of them",
         )
     return rows[number - 1]
-
-
-def _built_spec(file: Path) -> DatasetSpec:
-    """How the file is read: its entry beside it, else a guess."""
-    folder = file.parent
-    if (folder / info.INFO).is_file():
-        for spec in info.find(list(json.loads(read_text(folder / info.INFO))), str(folder), absent=True):
-            if spec.path is not None and spec.path.resolve() == file.resolve():
-                return spec
-    return source.find(str(file), dataset_dir=str(folder), formatting=None, ranking=None, columns=())
 
 
 def _predicted(path: Path, number: int, rows: int, gold: str) -> str:

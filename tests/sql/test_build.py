@@ -16,6 +16,9 @@ import pytest
 from tests.sql.test_schema import spider
 from trimtab.cli import main
 from trimtab.databases import COLUMNS
+from trimtab.errors import DataError
+from trimtab.evals.predictions import labelled
+from trimtab.serve.execution import built_rows
 from trimtab.sql.canonical import canonical_sql
 from trimtab.sql.fill import PROFILES, ideas, rows
 from trimtab.sql.gold_mutants import mutants
@@ -282,6 +285,19 @@ def test_a_spider_folder_of_a_third_party(tmp_path: Path, judge: Judge) -> None:
         assert judge.judge(row["query"], row["query"], database_of(row, out)).kind == "equal"
     entry = json.loads((out / "dataset_info.json").read_text(encoding="utf-8"))["dev"]
     assert entry["columns"] == {"prompt": "question", "response": "query", "query": "evidence"}
+    # The file alone is read as its entry says, and a prediction needs no label: its place says what it is about.
+    data = built_rows(str(out / "dev.json"), "elsewhere")
+    assert [e.response.content for e in data if e.response] == [r["query"] for r in found]
+    predictions = tmp_path / "predictions.jsonl"
+    predictions.write_text("".join(json.dumps({"predict": r["query"]}) + "\n" for r in found), encoding="utf-8")
+    assert main(["eval", str(predictions), "--data", str(out / "dev.json")]) == 0
+    texts, rows_, without = labelled(predictions, data)
+    assert (texts, [e.origin.row for e in rows_], without) == ([r["query"] for r in found], [1, 2], 0)
+    predictions.write_text(json.dumps({"predict": "SELECT 1"}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match="1 predictions on 2 rows"):
+        labelled(predictions, data)
+    predictions.write_text(json.dumps({"predict": "SELECT 1", "row": "dev.json:2"}) + "\n", encoding="utf-8")
+    assert labelled(predictions, data)[1][0].origin.row == 2
 
 
 def test_one_query_on_two_schemas(tmp_path: Path, judge: Judge) -> None:

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from pathlib import Path
 
 import pytest
 
+from trimtab.sql.compare import compare
 from trimtab.sql.execute import Limits
 from trimtab.sql.judge import Database, Judge
 from trimtab.sql.sandbox import Sandbox
+from trimtab.sql.statement import find_statement
 
 pytestmark = pytest.mark.unit
 
@@ -102,6 +105,28 @@ def test_a_hostile_answer_gets_its_verdict(judge: Judge, database: Database, pat
 @pytest.mark.parametrize(("sql", "kinds"), LOOSE, ids=range(len(LOOSE)))
 def test_a_pathological_answer_ends(judge: Judge, database: Database, sql: str, kinds: set[str]) -> None:
     assert judge.judge(sql, "SELECT name FROM t", database).kind in kinds
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "/*a*/" * 40 + "x", "/**/" * 16000 + "x", "--\n" * 26000 + "x", "--\n\n\n\n" * 12000 + "x", ":--\n" * 20000, ":with a (" * 8000, "with a(" * 11000,
+        (":with " + "(" * 100) * 700, ":/*\n" * 20000, "`" * 80000, "(" * 80000, "```sql " * 11000, "'" * 79999, "/*" * 40000, ":with" + "\n" * 79000, "begin" + " " * 79000,
+    ],
+    ids=range(16),
+)  # fmt: skip
+def test_text_that_is_no_query_costs_the_trainer_no_time(answer: str) -> None:
+    began = time.process_time()
+    find_statement(answer)
+    assert time.process_time() - began < 1  # measured: under 0.1 s; before the bounds minutes, or for ever
+
+
+def test_columns_that_are_alike_cost_the_trainer_no_time() -> None:
+    began = time.process_time()
+    ones = (1,) * 14
+    assert compare([(*ones, 2)], [(*ones, 3)], columns=(15, 15), permuted=True).kind == "wrong_rows"
+    assert compare([(2, *ones)], [(*ones, 2)], columns=(15, 15), permuted=True).kind == "equal"
+    assert time.process_time() - began < 1
 
 
 def test_after_all_that_the_judge_still_judges(judge: Judge, database: Database) -> None:

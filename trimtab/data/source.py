@@ -61,6 +61,20 @@ def find(
     return replace(spec, formatting=formatting or spec.formatting, layout=layout)
 
 
+def beside(file: Path) -> info.DatasetSpec:
+    """A data file, read as its entry in the `dataset_info.json` beside it says; as `find` guesses where it has none.
+
+    Raises:
+        DataError: there is no such file, or that `dataset_info.json` cannot be read.
+    """
+    folder = file.parent
+    if file.exists() and (folder / info.INFO).is_file():
+        for spec in info.find(list(json.loads(read_text(folder / info.INFO))), str(folder), absent=True):
+            if spec.path is not None and spec.path.resolve() == file.resolve():
+                return spec
+    return find(str(file), dataset_dir=str(folder), formatting=None, ranking=None, columns=())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broken:
     """A line that cannot be read, and why."""

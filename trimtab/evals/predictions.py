@@ -75,12 +75,13 @@ def labelled(path: str | Path, rows: Sequence[Example] = ()) -> tuple[list[str],
 
     Args:
         rows: the data that was predicted, to be taken for the rows in place of what the file says: by the number in its `row`, else
-            in order; the label must be the row's own answer.
+            in order; a label must be the row's own answer, and where nothing but the order says which row is meant, none may be missing.
 
     Raises:
-        DataError: a row without `predict`, or with values that are no text; not one row with a `label`; a row that is not in `rows`.
+        DataError: a row without `predict`, or with values that are no text; not one row with a `label`; a row that is not in `rows`;
+            not as many as there are rows where their order alone places them.
     """
-    texts, examples, without = [], [], 0
+    texts, examples, without, bare = [], [], 0, 0
     numbered = {example.origin.row: example for example in rows}
     for place, (number, row) in enumerate(read_rows(path)):
         where = f"{path}:{number}"
@@ -101,16 +102,17 @@ def labelled(path: str | Path, rows: Sequence[Example] = ()) -> tuple[list[str],
                     why=f"it is a {type(value).__name__}",
                     remedy="write the answer as a JSON string",
                 )
-        if not label:
+        if not label and not rows:
             without += 1
             continue
         origin = Origin(file=str(path), row=number)
         texts.append(row["predict"])
         if rows:
             told = str(row.get("row", "")).rpartition(":")[2]
-            found = numbered.get(int(told)) if told.isdecimal() else rows[place] if place < len(rows) else None
+            found = numbered.get(int(told) if told.isdecimal() else place + 1)
             gold = (found.response or found.chosen) if found is not None else None
-            if found is None or gold is None or gold.content != label:
+            bare += not told.isdecimal() and not label
+            if found is None or gold is None or (label and gold.content != label):
                 raise DataError(
                     "this prediction is not about a row of --data",
                     where=where,
@@ -123,6 +125,13 @@ def labelled(path: str | Path, rows: Sequence[Example] = ()) -> tuple[list[str],
             examples.append(replace(found, columns={**found.columns, **drawn}))
             continue
         examples.append(Example(origin=origin, response=Message(role="assistant", content=label), columns=row))
+    if bare and len(texts) != max(numbered):
+        raise DataError(
+            f"{len(texts)} predictions on {max(numbered)} rows",
+            where=str(path),
+            why="neither 'label' nor 'row' says which row a prediction is about, so it is its place that counts",
+            remedy='write one line for each row of --data, in its order, or its number as "row" on each line',
+        )
     if not texts:
         raise DataError(
             "no prediction has a reference answer",

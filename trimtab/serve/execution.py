@@ -20,6 +20,7 @@ from typing import Any
 from trimtab.config import StageConfig, load
 from trimtab.data import source
 from trimtab.data.dropped import Dropped
+from trimtab.data.files import READERS
 from trimtab.data.stage import StageData
 from trimtab.data.write import check_target, write_rows, write_text
 from trimtab.errors import ConfigError, DataError, RunError
@@ -143,7 +144,11 @@ def built_rows(name: str, dataset_dir: str) -> list[Example]:
     Raises:
         DataError: no such set, or no row of it has a database.
     """
-    spec = source.find(name, dataset_dir=dataset_dir, formatting=None, ranking=None, columns=())
+    path = Path(name)
+    if path.is_file() or path.suffix.lower() in READERS:
+        spec = source.beside(path)
+    else:
+        spec = source.find(name, dataset_dir=dataset_dir, formatting=None, ranking=None, columns=())
     read = (source.example(value, origin, spec) for origin, value in source.rows(spec))
     found = [one for one in read if not isinstance(one, Dropped)]
     if not any(has_database(example) for example in found):

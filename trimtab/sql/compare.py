@@ -203,6 +203,8 @@ def _orders(left: list[Row], right: list[Row], most: int = 200) -> list[tuple[in
         return Counter(f"{row[i]:.6g}" if isinstance(row[i], float | int) else row[i] for row in rows)
 
     ours, theirs = ([sketch(rows, i) for i in range(width)] for rows in (left, right))
+    if any(theirs.count(one) != ours.count(one) for one in theirs):
+        return []  # and where the counts agree no choice below leads to a dead end
     fits = [[j for j in range(width) if ours[j] == theirs[i]] for i in range(width)]
     found: list[tuple[int, ...]] = []
 

@@ -21,7 +21,7 @@ _FENCE = re.compile(r"```[ \t]*(?:(?!select\b|with\b)[\w+-]+[ \t]*\r?\n|\b(?:sql
                     re.IGNORECASE | re.DOTALL)  # fmt: skip
 # Words that begin prose as well as statements need what follows them in SQL.
 _KEYWORDS = (
-    r"select\b|with\s+(?:recursive\s+)?[^\s,;.]+\s*(?:\([^)]*\)\s*)?as\b|values\s*\(|insert\s+(?:into|or)\b|replace\s+into\b"
+    r"select\b|with\s+(?:recursive\s+)?[^\s,;.(]{1,100}\s*(?:\([^)]{0,1000}\)\s*)?as\b|values\s*\(|insert\s+(?:into|or)\b|replace\s+into\b"
     r"|update\s+\S+\s+set\b|delete\s+from\b|merge\s+into\b"
     r"|create\s+(?:or\s+replace\s+)?(?:temp(?:orary)?\s+|unique\s+|virtual\s+)*(?:table|view|index|trigger|function|database|schema|extension|role|user)\b"
     r"|drop\s+(?:table|view|index|trigger|database|schema|function|role|user)\b|alter\s+(?:table|database|role|user|system)\b"
@@ -30,9 +30,9 @@ _KEYWORDS = (
     r"|begin\s*(?:;|transaction\b|immediate\b|exclusive\b|\Z)|commit\s*(?:;|\Z)|rollback\b|savepoint\s+\w+|release\s+\w+"
     r"|set\s+\w+\s*(?:=|to\b)|lock\s+table\b|do\s+\$\$|load\s+data\b|declare\s+@?\w+|use\s+\w+\s*(?:;|\Z)"
 )
-_START = re.compile(
-    rf"(?:^|[:：`])[ \t(]*(?=(?:--[^\n]*\n\s*|/\*.*?\*/\s*)*(?:{_KEYWORDS}))", re.IGNORECASE | re.MULTILINE
-)
+# A few short comments may stand before the first word. Both bounds, and that a comment ends at its first */, keep the search linear.
+_COMMENTS = r"(?:--[^\n]{0,500}+\n\s*+|/\*(?:(?!\*/)[^\n]){0,500}+\*/\s*+){0,8}+"
+_START = re.compile(rf"(?:^|[:：`])[ \t(]*(?={_COMMENTS}(?:{_KEYWORDS}))", re.IGNORECASE | re.MULTILINE)
 _THINK = re.compile(r"\A.*</think>", re.DOTALL | re.IGNORECASE)
 _AFTER = re.compile(rf"\s*(?:{_KEYWORDS})", re.IGNORECASE)
 
