@@ -94,6 +94,8 @@ MYSQL = [
     ("SELECT id FROM t WHERE name LIKE 'B%'", [(2,), (3,)]),
     ("SELECT GROUP_CONCAT(name SEPARATOR '|') FROM t", [("Ann|bob|Bob",)]),
     ("SELECT `id` FROM `t` LIMIT 1, 2", [(2,), (3,)]),
+    ("SELECT GROUP_CONCAT(DISTINCT 城市 ORDER BY 城市 DESC SEPARATOR ';') FROM t", [("北京;上海",)]),
+    ("SELECT TO_DAYS('2025-06-15'), TO_DAYS(NOW()) - TO_DAYS(ts) FROM t WHERE id = 1", [(739782, 135)]),
     (
         "SELECT CAST('12.6' AS SIGNED), CAST(1.235 AS DECIMAL(10, 2)), CAST(ts AS DATE), CAST(5 AS CHAR) FROM t WHERE id = 1",
         [(13, 1.24, "2025-01-31", "5")],
@@ -218,6 +220,21 @@ def test_a_translation_for_a_server_freezes_the_clock_too() -> None:
     assert translate("SELECT NOW(), CURRENT_DATE", "postgres", "postgres") == (
         "SELECT CAST('2025-06-15 12:00:00' AS TIMESTAMP), CAST('2025-06-15' AS DATE)"
     )
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sql", "expected"),
+    [
+        ("postgres", "SELECT 'today'::date, DATE 'tomorrow'", "SELECT CAST('2025-06-15' AS DATE), CAST('2025-06-16' AS DATE)"),
+        ("postgres", "SELECT d FROM t WHERE d > 'now' AND name = 'now'", "SELECT d FROM t WHERE d > '2025-06-15 12:00:00' AND name = 'now'"),
+        ("sqlite", "SELECT strftime('%Y', 'now')", "SELECT TO_CHAR(CAST('2025-06-15 12:00:00' AS TIMESTAMP), 'YYYY')"),
+        ("sqlite", "SELECT DATE('now')", "SELECT CAST((CAST('2025-06-15 12:00:00' AS TIMESTAMP)) AS DATE)"),
+        ("sqlite", "SELECT a FROM t WHERE a LIKE 'x%'", "SELECT a FROM t WHERE a ILIKE 'x%'"),
+        ("oracle", "SELECT a FROM t WHERE a LIKE 'x%'", "SELECT a FROM t WHERE a LIKE 'x%'"),
+    ],
+)  # fmt: skip
+def test_no_word_of_a_server_means_its_own_clock_or_case(dialect: str, sql: str, expected: str) -> None:
+    assert translate(sql, dialect, "postgres") == expected
 
 
 @pytest.mark.parametrize(

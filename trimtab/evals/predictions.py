@@ -93,8 +93,8 @@ def labelled(path: str | Path, rows: Sequence[Example] = ()) -> tuple[list[str],
                 why=f"it has: {', '.join(row) or 'nothing'}",
                 remedy='write {"prompt": ..., "predict": ..., "label": ...} on each line',
             )
-        label = row.get("label")
-        for name, value in (("predict", row["predict"]), ("label", "" if label is None else label)):
+        label = "" if row.get("label") is None else row["label"]
+        for name, value in (("predict", row["predict"]), ("label", label)):
             if not isinstance(value, str):
                 raise DataError(
                     f"{name!r} is no text",

@@ -7,7 +7,9 @@ rounding casts, what ROWNUM counts. Not kept: collations other than LIKE's, Orac
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -45,7 +47,7 @@ def translate(statement: str, dialect: str, engine: str = "sqlite") -> str:
         tree = trees[0]
         _reading_only(tree)
         if engine == "postgres":
-            return str(_freeze_postgres(tree).sql(dialect="postgres", comments=False))
+            return str(_for_postgres(tree, dialect).sql(dialect="postgres", comments=False))
         return str(_to_sqlite(tree, dialect).sql(dialect="sqlite", comments=False))
     except SqlglotError as error:
         raise Untranslatable("parse_error", " ".join(str(error).split())[:200]) from None
@@ -75,23 +77,74 @@ def _reading_only(tree: Any) -> None:
         raise Untranslatable("parse_error", "a SELECT without columns")
 
 
-def _freeze_postgres(tree: Any) -> Any:
-    """CURRENT_DATE and its kin as the frozen clock's literals; PostgreSQL's own now() cannot be stopped."""
+def _for_postgres(tree: Any, dialect: str) -> Any:
+    """What sqlglot leaves to be done on the way to a server: the frozen clock (now() cannot be stopped there), LIKE's case rule, and
+    SQLite's date functions."""
     from sqlglot import exp
+
+    dated = (exp.Cast, exp.Date, exp.TsOrDsToDate, exp.TsOrDsToTimestamp, exp.Timestamp)
+    dated += (exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Between, exp.Add, exp.Sub)
+
+    def word(node: Any) -> str:
+        return node.name.strip().lower() if isinstance(node, exp.Literal) and node.is_string else ""
+
+    def moment(kind: str, day: int = 0) -> Any:
+        if kind == "date":
+            when = dt.date.fromisoformat(functions.today()) + dt.timedelta(days=day)
+            return exp.cast(exp.Literal.string(when.isoformat()), "date")
+        if kind == "time":
+            return exp.cast(exp.Literal.string(functions.CLOCK[11:]), "time")
+        return exp.cast(exp.Literal.string(functions.CLOCK), "timestamp")
 
     def still(node: Any) -> Any:
         name = node.name.lower() if isinstance(node, exp.Anonymous) else ""
         if isinstance(node, exp.CurrentDate):
-            return exp.cast(exp.Literal.string(functions.today()), "date")
+            return moment("date")
         if isinstance(node, exp.CurrentTime | exp.Localtime):
-            return exp.cast(exp.Literal.string(functions.CLOCK[11:]), "time")
+            return moment("time")
         if isinstance(node, exp.CurrentTimestamp | exp.CurrentDatetime | exp.Localtimestamp) or name in (
             "now", "transaction_timestamp", "statement_timestamp", "clock_timestamp",
         ):  # fmt: skip
-            return exp.cast(exp.Literal.string(functions.CLOCK), "timestamp")
+            return moment("timestamp")
+        if isinstance(node, exp.Like) and dialect in ("sqlite", "mysql", "tsql"):
+            return exp.ILike(**node.args)
+        if dialect == "sqlite" and name in ("date", "datetime", "time", "julianday", "unixepoch"):
+            return sqlite_time(name, node.expressions)
+        if dialect == "sqlite" and isinstance(node, exp.Date):
+            return sqlite_time("date", [node.this])
+        if word(node) in _DAYS and isinstance(node.parent, dated):
+            # PostgreSQL reads these words as moments of its own clock.
+            day = _DAYS[word(node)]
+            return exp.Literal.string(functions.CLOCK) if day is None else moment("date", day).this
         return node
 
+    def sqlite_time(name: str, arguments: list[Any]) -> Any:
+        value: Any = moment("timestamp")
+        if arguments and word(arguments[0]) != "now":
+            value = exp.cast(arguments[0].copy(), "timestamp")
+        for change in arguments[1:]:
+            step = re.fullmatch(r"([+-]?\d+(?:\.\d+)?) (second|minute|hour|day|month|year)s?", word(change))
+            start = re.fullmatch(r"start of (day|month|year)", word(change))
+            if step:
+                value = exp.Add(this=value, expression=exp.cast(exp.Literal.string(step.group()), "interval"))
+            elif start:
+                value = exp.Anonymous(this="DATE_TRUNC", expressions=[exp.Literal.string(start[1]), value])
+            elif word(change) not in ("utc", "localtime"):
+                raise Untranslatable("exec_error", f"no translation of {name}(..., {change.sql()})")
+        if name in ("date", "time"):
+            return exp.cast(exp.Paren(this=value), name)
+        if name == "datetime":
+            return exp.Paren(this=value)
+        seconds = exp.Extract(this=exp.var("EPOCH"), expression=value)
+        if name == "unixepoch":
+            return exp.cast(seconds, "bigint")
+        days = exp.Div(this=exp.cast(seconds, "double"), expression=exp.Literal.number("86400.0"))
+        return exp.Paren(this=exp.Add(this=days, expression=exp.Literal.number("2440587.5")))
+
     return tree.transform(still)
+
+
+_DAYS: dict[str, int | None] = {"now": None, "today": 0, "tomorrow": 1, "yesterday": -1}
 
 
 def _to_sqlite(tree: Any, dialect: str) -> Any:
@@ -302,33 +355,26 @@ def _rewriter(dialect: str) -> Callable[[Any], Any]:
             what, order = what.this, what
         distinct = isinstance(what, exp.Distinct)
         separator = node.args.get("separator") or text("," if dialect in ("mysql", "postgres") else "")
-        if order is not None and not distinct:
-            keys = [
-                part for o in order.expressions for part in (o.this, exp.Literal.number(int(bool(o.args.get("desc")))))
-            ]
-            return call("tt_string_agg", what, separator, *keys)
+        keys = [
+            part
+            for o in (order.expressions if order is not None else ())
+            for part in (o.this, exp.Literal.number(int(bool(o.args.get("desc")))))
+        ]
         if distinct:
-            if separator.name != ",":
-                raise Untranslatable(
-                    "exec_error", "a distinct string aggregate with its own separator has no translation"
-                )
-            return exp.GroupConcat(this=what)
-        return call("tt_string_agg", what, separator)
+            return call("tt_string_agg_distinct", what.expressions[0], separator, *keys)
+        return call("tt_string_agg", what, separator, *keys)
 
     def like(node: Any) -> Any:
-        escape = node.parent if isinstance(node.parent, exp.Escape) else None
-        if escape is not None:  # done one level up
+        if not isinstance(node, exp.ILike) or isinstance(node.parent, exp.Escape):  # ESCAPE: done one level up
             return node
-        return (
-            call("tt_like", node.expression, node.this, None, exp.Literal.number(2))
-            if isinstance(node, exp.ILike)
-            else node
-        )
+        return folded(node, None)
 
     def escape(node: Any) -> Any:
-        if not isinstance(node.this, exp.ILike):
-            return node
-        return call("tt_like", node.this.expression, node.this.this, node.expression, exp.Literal.number(2))
+        return folded(node.this, node.expression) if isinstance(node.this, exp.ILike) else node
+
+    def folded(node: Any, mark: Any) -> Any:
+        found = call("tt_like", node.expression, node.this, mark, exp.Literal.number(2))
+        return exp.Not(this=found) if node.args.get("negate") else found  # x NOT ILIKE y ESCAPE z is one node
 
     def anonymous(node: Any) -> Any:
         name = node.name.upper()
@@ -380,6 +426,8 @@ def _rewriter(dialect: str) -> Callable[[Any], Any]:
     def date_diff(node: Any) -> Any:
         if dialect == "oracle":
             return call("tt_subtract_days", node.this, node.expression)
+        if node.expression.sql().find("'0000-01-01'") >= 0:  # TO_DAYS, which no Python date can say
+            return call("tt_days", node.this)
         return call("tt_boundaries", node.this, node.expression, unit(node))
 
     def pick(ours: str) -> Callable[[Any], Any]:

@@ -395,6 +395,8 @@ def extract(unit: Value, value: Value) -> Value:
     if value is None:
         return None
     name, gap = unit_name(unit), _interval(value)
+    if isinstance(value, int) and moment(value) is None:  # two moments at midnight, subtracted: days
+        gap = (0, value, 0)
     if gap is not None:
         months, days, seconds = gap
         length = (months * 30 + days) * 86400 + seconds
@@ -444,6 +446,11 @@ def truncate_time(unit: Value, value: Value) -> Value:
 
 def time_of_day(value: Value) -> str | None:
     return None if value is None else _due(value).strftime("%H:%M:%S")
+
+
+def days(value: Value) -> int | None:
+    """Days since the first of January of the year 0, as DATEDIFF(x, '0000-01-01') counts them in MySQL."""
+    return None if value is None else _due(value).toordinal() + 364
 
 
 def unix(value: Value) -> int | None:
@@ -794,6 +801,19 @@ class _StringAgg:
         return "".join((mark if i else "") + text for i, (mark, text) in enumerate(self.parts)) if self.parts else None
 
 
+class _DistinctAgg(_StringAgg):
+    """The same of distinct texts; each keeps the place and the keys of its first row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str | None] = set()
+
+    def step(self, value: Value, separator: Value = ",", *order: Value) -> None:
+        if _text(value) not in self.seen:
+            self.seen.add(_text(value))
+            super().step(value, separator, *order)
+
+
 class _Spread:
     """Standard deviation and variance, two passes."""
 
@@ -868,7 +888,7 @@ SCALARS: dict[str, tuple[int, Callable[..., Any]]] = {
     "tt_subtract_days": (2, subtract_days), "tt_date_add": (3, date_add), "tt_date_sub": (3, date_sub), "tt_boundaries": (3, boundaries),
     "tt_whole_units": (3, whole_units), "tt_age": (2, age), "tt_age_today": (1, age_today), "tt_extract": (2, extract),
     "tt_truncate_time": (2, truncate_time), "tt_time": (1, time_of_day), "tt_unix": (1, unix), "tt_weekday": (1, weekday_monday),
-    "tt_add_months": (2, add_months), "tt_last_day": (1, last_day), "tt_months_between": (2, months_between),
+    "tt_add_months": (2, add_months), "tt_days": (1, days), "tt_last_day": (1, last_day), "tt_months_between": (2, months_between),
     "tt_integer": (1, to_integer), "tt_cut_integer": (1, cut_integer), "tt_number": (1, to_number), "tt_decimal": (2, to_decimal),
     "tt_boolean": (1, to_boolean), "tt_text": (1, to_text), "tt_round": (2, round_number), "tt_concat": (-1, concat),
     "tt_concat_strict": (-1, concat_strict), "tt_concat_ws": (-1, concat_ws), "tt_greatest": (-1, _pick(max, True)),
@@ -881,7 +901,7 @@ SCALARS: dict[str, tuple[int, Callable[..., Any]]] = {
 }  # fmt: skip
 
 AGGREGATES: dict[str, tuple[int, type]] = {
-    "tt_string_agg": (-1, _StringAgg), "tt_stddev": (1, _Spread), "tt_stddev_pop": (1, _SpreadAll), "tt_variance": (1, _Variance),
+    "tt_string_agg": (-1, _StringAgg), "tt_string_agg_distinct": (-1, _DistinctAgg), "tt_stddev": (1, _Spread), "tt_stddev_pop": (1, _SpreadAll), "tt_variance": (1, _Variance),
     "tt_variance_pop": (1, _VarianceAll), "tt_median": (1, _Median), "tt_bool_and": (1, _BoolAnd), "tt_bool_or": (1, _BoolOr),
 }  # fmt: skip
 

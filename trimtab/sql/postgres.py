@@ -12,6 +12,7 @@ import decimal
 import itertools
 import json
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import ConfigError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _DENIED = re.compile(
     r"pg_\w+|lo_\w+|dblink\w*|set_config|current_setting|nextval|setval|currval|lastval|query_to_\w+|table_to_\w+|cursor_to_\w+|database_to_\w+|schema_to_\w+"
-    r"|txid_\w+|inet_\w+|random|gen_random_uuid|clock_timestamp|timeofday|version|xmlparse|xpath\w*|ts_stat|brin_\w+|gin_\w+|has_\w+privilege|repeat|lpad|rpad",
+    r"|txid_\w+|inet_\w+|random|gen_random_uuid|clock_timestamp|timeofday|version|xmlparse|xpath\w*|ts_stat|brin_\w+|gin_\w+|has_\w+privilege|repeat|lpad|rpad|array_fill",
     re.IGNORECASE,
 )
 
@@ -67,7 +68,7 @@ class Server:
                 return Outcome(error="exec_error", message=f"{token.text}() is not allowed here")
         if any(
             (t.kind in ("word", "double") and t.text.strip('"').lower() in ("pg_catalog", "information_schema"))
-            or t.text.lower().startswith("pg_")
+            or t.text.strip('"').lower().startswith("pg_")
             for t in pieces
         ):
             return Outcome(error="exec_error", message="the catalogue may not be read")
@@ -77,7 +78,10 @@ class Server:
             return Outcome(error="exec_error", message=error.what)
         except psycopg.Error as error:
             return Outcome(error="exec_error", message=f"no server: {_line(error)}")
+        began = time.monotonic()
         try:
+            # The server's own timeout is per batch of rows, and work inside one function does not look at it.
+            _alarm(self.limits.seconds + 0.3)
             milliseconds = max(1, int(self.limits.seconds * 1000))
             connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
             connection.execute(f"SET LOCAL lock_timeout = {milliseconds}")
@@ -94,10 +98,13 @@ class Server:
                             error="too_many_rows",
                             message=f"more than {self.limits.rows} rows or {self.limits.bytes} bytes",
                         )
+                    if time.monotonic() - began > self.limits.seconds:
+                        return Outcome(error="timeout", message=f"more than {self.limits.seconds:g} s")
                 return Outcome(columns=tuple(c.name for c in cursor.description or ()), rows=tuple(rows))
         except (psycopg.Error, MemoryError, ValueError, UnicodeError) as error:
             return Outcome(error=_kind(getattr(error, "sqlstate", None)), message=_line(error))
         finally:
+            _alarm(0)
             if connection.closed:
                 self.connection = None
             else:
@@ -106,6 +113,14 @@ class Server:
     def close(self) -> None:
         if self.connection is not None:
             self.connection.close()
+
+
+def _alarm(seconds: float) -> None:
+    """End this process after so many seconds of wall time, as a worker may be; 0 stops the clock."""
+    import signal
+
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def superuser_refused() -> ConfigError:

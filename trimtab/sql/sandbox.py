@@ -84,7 +84,7 @@ class _Worker:
                 code = process.wait()
                 self._drop(process)
                 self.process = self._start()  # its imports run while the caller thinks about the verdict
-                if self.overdue or code == -27:  # SIGPROF: the CPU clock
+                if self.overdue or code in (-27, -14):  # SIGPROF: the CPU clock; SIGALRM: a server's
                     return Outcome(error="timeout", message=f"more than {self.limits.seconds:g} s")
                 if attempt == 1 and not fresh and code in (0, 1, -15):
                     continue  # it was dead before it was asked
