@@ -82,7 +82,7 @@ def _for_postgres(tree: Any, dialect: str) -> Any:
     SQLite's date functions."""
     from sqlglot import exp
 
-    dated = (exp.Cast, exp.Date, exp.TsOrDsToDate, exp.TsOrDsToTimestamp, exp.Timestamp)
+    dated: tuple[type, ...] = (exp.Cast, exp.Date, exp.TsOrDsToDate, exp.TsOrDsToTimestamp, exp.Timestamp)
     dated += (exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Between, exp.Add, exp.Sub)
 
     def word(node: Any) -> str:
