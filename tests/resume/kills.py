@@ -213,7 +213,7 @@ class Bench:
 def timeless(value: Any) -> Any:
     """Without what measures time, and with the folder's own name taken out of paths."""
     if isinstance(value, dict):
-        out = ("seconds", "runtime", "per_second", "_time", "elapsed", "remaining")
+        out = ("seconds", "in_steps", "runtime", "per_second", "_time", "elapsed", "remaining")
         return {k: timeless(v) for k, v in value.items() if not any(word in k for word in out)}
     if isinstance(value, list):
         return [timeless(item) for item in value]

@@ -254,7 +254,9 @@ def test_reference_log_probs_are_computed_once_and_anew_when_anything_differs(
     tensors["model.embed_tokens.weight"][100:140] += 1.0
     save_file(tensors, edited / "model.safetensors", metadata={"format": "pt"})
     before = len(computed)
-    assert first_step(model_name_or_path=str(edited))["margin"] == pytest.approx(0, abs=1e-6)  # the policy is its own reference
+    assert first_step(model_name_or_path=str(edited))["margin"] == pytest.approx(
+        0, abs=1e-6
+    )  # the policy is its own reference
     assert len(computed) == before + 1
     (damaged, *_) = sorted((tmp_path / "cache" / "reference").glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
     damaged.write_bytes(damaged.read_bytes()[:100])
