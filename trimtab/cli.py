@@ -162,7 +162,7 @@ def evaluate(
 
     asked = Asked(data=data, dataset_dir=dataset_dir, samples=samples, seed=seed)
     words = words or []
-    if words and "=" not in words[0] and Path(words[0]).exists():
+    if words and "=" not in words[0]:
         _show_comparison((file, Path(words[0])), words[1:], asked, output)
     elif file.is_dir():
         from trimtab.serve.execution import judged

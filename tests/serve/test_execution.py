@@ -296,6 +296,33 @@ def test_what_cannot_be_measured(
     ):
         assert main(["eval", file(), *words]) == 2
         assert told in capsys.readouterr().err
+    own = str(predictions(tmp_path / "own.jsonl", source=shop))
+    for words, told in (
+        ([file(), "nowhere"], "there is nothing to compare at nowhere"),
+        ([own, "nowhere.jsonl"], "there is nothing to compare at nowhere.jsonl"),
+        ([own, own, "a=1"], "takes no keys: a=1"),
+    ):
+        assert main(["eval", *words]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_an_entry_beside_a_set_says_how_it_is_read(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own entry alone: another that is broken does not matter, a file that is no JSON does."""
+    folder = tmp_path / "built"
+    shutil.copytree(shop.parent, folder)
+    own = str(predictions(tmp_path / "own.jsonl"))
+    info = folder / "dataset_info.json"
+    entries = json.loads(info.read_text(encoding="utf-8"))
+    info.write_text(json.dumps({"broken": {"formatting": 3}, "odd": [], **entries}), encoding="utf-8")
+    words = ["eval", own, "--data", str(folder / shop.name), "--task", "ex"]
+    assert main(words) == 0
+    info.write_text("{", encoding="utf-8")
+    capsys.readouterr()
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "malformed JSON in dataset_info.json" in error and "Traceback" not in error
 
 
 def test_weights_of_its_own(args: dict[str, Any], base: Path, shop: Path, tmp_path: Path) -> None:

@@ -72,14 +72,19 @@ def find(names: Sequence[str], dataset_dir: str | Mapping[str, Any], *, absent: 
         ]
     folder = Path(dataset_dir)
     info = folder / INFO
-    entries = _load(info) if info.exists() else {}
+    entries = load_info(info) if info.exists() else {}
     return [
         _entry(name, entries, folder, str(info), absent) if name in entries else _file(name, folder, entries, absent)
         for name in names
     ]
 
 
-def _load(info: Path) -> Mapping[str, Any]:
+def load_info(info: Path) -> Mapping[str, Any]:
+    """The entries of a dataset_info.json, by name.
+
+    Raises:
+        DataError: it is no JSON, or no object.
+    """
     try:
         entries = json.loads(read_text(info))
     except json.JSONDecodeError as error:

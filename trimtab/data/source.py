@@ -69,9 +69,9 @@ def beside(file: Path) -> info.DatasetSpec:
     """
     folder = file.parent
     if file.exists() and (folder / info.INFO).is_file():
-        for spec in info.find(list(json.loads(read_text(folder / info.INFO))), str(folder), absent=True):
-            if spec.path is not None and spec.path.resolve() == file.resolve():
-                return spec
+        for name, entry in info.load_info(folder / info.INFO).items():
+            if isinstance(entry, dict) and (folder / str(entry.get("file_name", ""))).resolve() == file.resolve():
+                return info.find([name], str(folder))[0]
     return find(str(file), dataset_dir=str(folder), formatting=None, ranking=None, columns=())
 
 

@@ -262,12 +262,25 @@ def paired(
     """Two systems on the same rows: the comparison, also written to `output`, and both.
 
     Raises:
-        DataError: the rows differ, or `output` exists.
+        DataError: a target is not there, the rows differ, or `output` exists.
         TrimtabError: as `judged`.
     """
     if output is not None:
         check_target(output, kinds=(".json",))
-    one, other = (judged(target, () if target.suffix == ".jsonl" else words, asked) for target in (first, second))
+    for target in (first, second):  # before the first one has loaded a model
+        if not target.exists():
+            raise DataError(
+                f"there is nothing to compare at {target}",
+                where=str(target.absolute()),
+                why="what follows the first target is the second one, or KEY=VALUE",
+                remedy="name a file of predictions, a run folder or a config; or write KEY=VALUE",
+            )
+    files = [target.suffix == ".jsonl" for target in (first, second)]
+    # words are for the target that loads something; where none does, files of predictions say that they take none
+    one, other = (
+        judged(target, () if file and not all(files) else words, asked)
+        for target, file in zip((first, second), files, strict=True)
+    )
     told = {"names": [one.name, other.name], **compare(one.rows, other.rows, seed=asked.seed)}
     if output is not None:
         write_text(output, json.dumps(told, ensure_ascii=False, indent=2) + "\n")
