@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trimtab.engine.decoders import passes
+from trimtab.engine.graphs import Record, Replays
 from trimtab.engine.products import Product, can_pack
 from trimtab.models import lora
 from trimtab.models.attention import tree_attention
@@ -169,9 +170,10 @@ class BlockDecoder:
     Args:
         slots: most rows at once.
         capacity: most tokens of a row.
+        record: how steps are recorded to be replayed; None: they are not.
     """
 
-    def __init__(self, weights: Weights, slots: int, capacity: int) -> None:
+    def __init__(self, weights: Weights, slots: int, capacity: int, record: Record | None = None) -> None:
         self.weights = w = weights
         shape = (len(w.blocks), slots, w.keys, capacity, w.size)
         # zeros: a shorter row's masked columns are multiplied by 0, and what lay in memory may be nan
@@ -181,6 +183,7 @@ class BlockDecoder:
         half = w.size // 2
         # rotate_half(x) sin = swap(x) (-sin1 | sin2): the two halves of a head swapped, with the sign in the table
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        self.replays = Replays(slots, capacity, w.device, record) if record else None
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
         """Prompts one after the other, without padding, each blind to the others."""
@@ -221,8 +224,13 @@ class BlockDecoder:
         return _rms(x, w.norm, w.eps)
 
     def step(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
+        if self.replays is not None:
+            return self.replays(self._step, tokens, lengths, longest + 1)
+        return self._step(tokens, lengths, longest + 1)
+
+    def _step(self, tokens: Tensor, lengths: Tensor, width: int) -> Tensor:
+        """Nothing here may wait for the device or depend on a tensor's numbers: it is recorded."""
         w, b = self.weights, len(tokens)
-        width = longest + 1
         rows = torch.arange(b, device=w.device)
         # padding is -inf in the type of q, as torch's kernel wants it; no mask where all rows are as long as the cache
         short = torch.arange(width, device=w.device) > lengths[:, None]

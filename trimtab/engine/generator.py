@@ -20,6 +20,7 @@ from torch import Tensor
 
 from trimtab.engine.blocks import BlockDecoder, Weights, why_not
 from trimtab.engine.decoders import Decoder, ForwardDecoder
+from trimtab.engine.graphs import Record, cuda_record
 from trimtab.engine.sampling import next_tokens, uniforms
 from trimtab.errors import ModelError
 from trimtab.models.forward import sees_everything
@@ -56,6 +57,9 @@ class Generator(Protocol):
 
 STEP = 8
 
+AHEAD = 4
+"""Steps that a GPU goes on before the host looks at what was drawn. A row that stopped in between is computed for nothing until then."""
+
 
 @dataclass(slots=True)
 class _Row:
@@ -68,9 +72,14 @@ class _Row:
 
 @dataclass(slots=True)
 class Kept:
-    """What the block decoder prepares of the weights. Engines that share it prepare them once; it is freed with the last of them."""
+    """What the block decoder prepares of the weights. Engines that share it prepare them once; it is freed with the last of them.
+
+    Attributes:
+        recording: may steps be recorded on a GPU? False once a recording has not given what the step gives.
+    """
 
     weights: Weights | None = None
+    recording: bool = True
 
 
 @dataclass(slots=True)
@@ -84,6 +93,7 @@ class Engine:
         packing: may a decoder keep a copy of the weights in the order that its products like best?
         kept: what the decoder prepares of the weights.
         say: where a line goes about fewer slots.
+        ahead: steps between two looks at what was drawn; None: 1, on a GPU `AHEAD`. The texts do not depend on it.
     """
 
     roles: Roles
@@ -95,6 +105,7 @@ class Engine:
     version: int = 0
     kept: Kept = field(default_factory=Kept)
     say: Callable[[str], None] = print
+    ahead: int | None = None
 
     def update(self, version: int) -> None:
         self.version = version
@@ -130,7 +141,7 @@ class Engine:
         for row in (row for own in waiting for row in own):
             row.tokens, row.logprobs, row.finish = [], [], None
         try:
-            for row in self._decode(waiting, sampling):
+            for row in self._decode(waiting, sampling, self._ahead()):
                 count(row)
         except torch.OutOfMemoryError:
             if min(self.slots, sum(map(len, rows))) <= len(rows[0]):
@@ -139,7 +150,7 @@ class Engine:
         return True
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Token]:
-        for row in self._decode([[_Row(prompt=prompt, sample=0)]], sampling):
+        for row in self._decode([[_Row(prompt=prompt, sample=0)]], sampling, ahead=1):
             yield Token(prompt_index=prompt.index, sample_index=0, token_id=row.tokens[-1], finish=row.finish)
 
     def _completion(self, row: _Row) -> Completion:
@@ -152,7 +163,7 @@ class Engine:
             policy_version=self.version,
         )
 
-    def _decode(self, groups: Sequence[list[_Row]], sampling: Sampling) -> Iterator[_Row]:
+    def _decode(self, groups: Sequence[list[_Row]], sampling: Sampling, ahead: int) -> Iterator[_Row]:
         """Decode the rows of each prompt to their ends; yields a row after each of its tokens."""
         if not groups:
             return
@@ -171,22 +182,48 @@ class Engine:
                 states, lengths = self._admit(new, decoder, len(live.rows))
                 first = len(live.rows)
                 live.add([row for own in new for row in own], lengths, sampling)
+                drawn = [self._draw(states, decoder, live, first, sampling)]
             else:
-                first = 0
-                with self._as_role():
-                    states = decoder.step(*live.rounded(), live.longest)[: len(live.rows)]
-                live.grow()
-            with self._as_role():
-                logits = decoder.logits(states)
-            tokens, logps = next_tokens(logits, live.draws(first), sampling, live.seen_from(first))
-            drawn = list(zip(live.rows[first:], tokens.tolist(), logps.tolist(), strict=True))
-            for row, token, logp in drawn:
-                row.tokens.append(token)
-                row.logprobs.append(logp)
-                row.finish = self._ending(row, token, sampling)
-                yield row
-            live.put(first, tokens)
+                first, drawn = 0, []
+                for _ in range(min(ahead, live.left(limit))):
+                    with self._as_role():
+                        states = decoder.step(*live.rounded(), live.longest)[: len(live.rows)]
+                    live.grow()
+                    drawn.append(self._draw(states, decoder, live, first, sampling))
+            yield from self._told(live.rows[first:], drawn, sampling)
             live.leave(decoder)
+        self._heed(decoder)
+
+    def _draw(
+        self, states: Tensor, decoder: Decoder, live: _Live, first: int, sampling: Sampling
+    ) -> tuple[Tensor, Tensor]:
+        """The next token of the rows from `first` on, and its log-probability. Nothing waits for the device here."""
+        with self._as_role():
+            logits = decoder.logits(states)
+        tokens, logps = next_tokens(logits, live.draws(first), sampling, live.seen_from(first))
+        live.put(first, tokens)
+        return tokens, logps
+
+    def _told(self, rows: Sequence[_Row], drawn: Sequence[tuple[Tensor, Tensor]], sampling: Sampling) -> Iterator[_Row]:
+        """Write down what was drawn, step by step, for the rows that had not stopped by then; yields a row after each token."""
+        tokens, logps = (torch.stack(own).tolist() for own in zip(*drawn, strict=True))
+        for step_tokens, step_logps in zip(tokens, logps, strict=True):
+            for row, token, logp in zip(rows, step_tokens, step_logps, strict=True):
+                if row.finish is None:
+                    row.tokens.append(token)
+                    row.logprobs.append(logp)
+                    row.finish = self._ending(row, token, sampling)
+                    yield row
+
+    def _heed(self, decoder: Decoder) -> None:
+        """Steps that could not be replayed are not recorded again."""
+        replays = decoder.replays if isinstance(decoder, BlockDecoder) else None
+        if replays is not None and replays.why and self.kept.recording:
+            self.kept.recording = False
+            self.say(f"decoding without CUDA graphs, which is slower and draws the same texts: {replays.why}")
+
+    def _ahead(self) -> int:
+        return self.ahead or (AHEAD if self.device.type == "cuda" else 1)
 
     def _admit(self, groups: list[list[_Row]], decoder: Decoder, first: int) -> tuple[Tensor, list[int]]:
         """Read new prompts into the slots from `first` on; the hidden state and length of each new row."""
@@ -213,7 +250,7 @@ class Engine:
         if kept.weights is None or not kept.weights.current(active):
             kept.weights = None  # freed before the new copy is made
             kept.weights = Weights(model, active, packing=self.packing)
-        return BlockDecoder(kept.weights, slots, capacity)
+        return BlockDecoder(kept.weights, slots, capacity, _recorder(kept, self.device))
 
     @property
     def device(self) -> torch.device:
@@ -236,6 +273,10 @@ class Engine:
             if any(s in text for s in sampling.stop):
                 return "other_stop"
         return "length" if len(row.tokens) >= sampling.max_new_tokens else None
+
+
+def _recorder(kept: Kept, device: torch.device) -> Record | None:
+    return cuda_record() if kept.recording and device.type == "cuda" else None
 
 
 class _Live:
@@ -284,6 +325,10 @@ class _Live:
         """The cache holds one token more of each row."""
         self._lengths[: len(self.rows)] += 1
         self.longest += 1
+
+    def left(self, limit: int) -> int:
+        """Steps until the first row has reached the limit of tokens."""
+        return limit - max(len(row.tokens) for row in self.rows)
 
     def draws(self, first: int) -> Tensor:
         """The uniform number of the next token of the rows from `first` on."""
