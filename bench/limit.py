@@ -77,7 +77,9 @@ def limit(work: Work, products: Products) -> float:
         return 2 * products.read(work.rows * (prompt + 2 * work.new), 1)
     packed = work.rows * (prompt + work.k * work.new)
     scored = answers * work.new
-    passes = 2 + 2 * work.epochs  # old and reference log-probabilities; forward and backward of each update
+    # reference and old log-probabilities (the latter come with the update where it is the only one and nothing reads them before);
+    # forward and backward of each update
+    passes = (1 if work.kind == "group" and products.dtype == torch.float32 else 2) + 2 * work.epochs
     prompts = work.batch * work.buffer
     drawn = -(-work.rows // prompts) * products.write(prompts * work.k, prompts, prompt, work.new)
     seconds = drawn + passes * products.read(packed, scored)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.engine.test_generator import NEVER, engine, policy, prompt, texts
-from trimtab.engine import generator
+from trimtab.engine import generator, graphs
 from trimtab.engine.blocks import BlockDecoder, Weights
-from trimtab.engine.graphs import AFTER, COLUMNS
+from trimtab.engine.graphs import AFTER, COLUMNS, LEFT
 from trimtab.types import Sampling
 
 pytestmark = pytest.mark.engine
@@ -50,7 +50,8 @@ class Tape:
 
 def recording(monkeypatch: pytest.MonkeyPatch, record: Callable[[], object]) -> None:
     """Engines on this CPU record as they would on a GPU."""
-    monkeypatch.setattr(generator, "_recorder", lambda kept, device: record() if kept.recording else None)
+    monkeypatch.setattr(graphs, "_refused", [])
+    monkeypatch.setattr(graphs, "recorder", lambda device: None if graphs._refused else record())
 
 
 def test_replayed_texts_are_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,13 +93,22 @@ def steps_of(slots: int, calls: list[tuple[int, int]]) -> tuple[Tape, list[tuple
 def test_a_size_is_recorded_when_it_comes_back_and_sizes_are_few() -> None:
     tape, asked = steps_of(12, [(5, 10)] * AFTER)
     assert not tape.sizes and asked == [(5, 10)] * AFTER
-    tape, asked = steps_of(12, [(5, 10)] * AFTER + [(6, 60)])
+    tape, asked = steps_of(12, [(5, 10)] * AFTER + [(6, COLUMNS - LEFT), (7, 60)])
     assert len(tape.sizes) == 1 and set(asked[AFTER:]) == {(8, COLUMNS)}
-    sizes = [(r, c) for r in (1, 2, 3, 9) for c in (10, 65, 140)]
+    tape, asked = steps_of(12, [(5, COLUMNS - LEFT + 1)] * 9)
+    assert not tape.sizes  # too few columns are left for it to pay
+    sizes = [(r, c) for r in (1, 2, 3, 9) for c in (10, 65)]
     tape, asked = steps_of(12, sizes * (AFTER + 1))
-    # rows to a power of two or all slots, columns to a multiple of 64 or all there are
-    assert set(asked) - set(sizes) == {(r, c) for r in (1, 2, 4, 12) for c in (64, 128, 150)}
-    assert len(tape.sizes) == 12
+    # rows to a power of two or all slots, columns to a multiple of 64
+    assert set(asked) - set(sizes) == {(r, c) for r in (1, 2, 4, 12) for c in (64, 128)}
+    assert len(tape.sizes) == 8
+
+
+def test_recordings_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST", 2)
+    sizes = [(r, 10) for r in (1, 2, 3)]
+    tape, _ = steps_of(12, sizes * (AFTER + 1) + [(1, 10)])
+    assert [rows for rows, _ in tape.sizes] == [1, 2, 4, 1]
 
 
 def test_a_replay_leaves_earlier_states_alone() -> None:
@@ -117,18 +127,31 @@ def test_a_recording_that_gives_other_numbers_is_not_used(monkeypatch: pytest.Mo
     recording(monkeypatch, tape)
     own = engine(roles, STOPS, slots=8, say=said.append)
     assert texts(own.generate(ROWS, SAMPLING)) == texts(plain)
-    assert len(tape.sizes) == 1 and not own.kept.recording
+    assert len(tape.sizes) == 1
     assert len(said) == 1 and "other hidden states" in said[0]
-    own.generate(ROWS, SAMPLING)
-    assert len(tape.sizes) == 1 and len(said) == 1  # not tried again
+    again = engine(roles, STOPS, slots=8, say=said.append)  # as every step of a training run makes its own
+    again.generate(ROWS, SAMPLING)
+    assert len(tape.sizes) == 1 and len(said) == 1
+
+
+def test_a_recording_that_holds_its_inputs_fast_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives the right states for the tokens that it was recorded with, and for no others."""
+
+    def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        out = run().clone()
+        return lambda: out
+
+    said: list[str] = []
+    recording(monkeypatch, lambda: record)
+    engine(policy(), STOPS, slots=8, say=said.append).generate(ROWS, SAMPLING)
+    assert len(said) == 1 and "other hidden states" in said[0]
 
 
 def test_nan_is_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
     tape = Tape(spoil=float("nan"))
     recording(monkeypatch, tape)
-    own = engine(policy(), STOPS, slots=8, say=lambda line: None)
-    own.generate(ROWS, SAMPLING)
-    assert not own.kept.recording
+    engine(policy(), STOPS, slots=8, say=lambda line: None).generate(ROWS, SAMPLING)
+    assert graphs._refused
 
 
 def test_a_recording_that_fails_is_said_and_decoding_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

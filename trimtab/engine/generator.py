@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.engine import graphs
 from trimtab.engine.blocks import BlockDecoder, Weights, why_not
 from trimtab.engine.decoders import Decoder, ForwardDecoder
-from trimtab.engine.graphs import Record, cuda_record
 from trimtab.engine.sampling import next_tokens, uniforms
 from trimtab.errors import ModelError
 from trimtab.models.forward import sees_everything
@@ -72,14 +72,9 @@ class _Row:
 
 @dataclass(slots=True)
 class Kept:
-    """What the block decoder prepares of the weights. Engines that share it prepare them once; it is freed with the last of them.
-
-    Attributes:
-        recording: may steps be recorded on a GPU? False once a recording has not given what the step gives.
-    """
+    """What the block decoder prepares of the weights. Engines that share it prepare them once; it is freed with the last of them."""
 
     weights: Weights | None = None
-    recording: bool = True
 
 
 @dataclass(slots=True)
@@ -216,11 +211,11 @@ class Engine:
                     yield row
 
     def _heed(self, decoder: Decoder) -> None:
-        """Steps that could not be replayed are not recorded again."""
+        """Once steps could not be replayed, none are recorded any more."""
         replays = decoder.replays if isinstance(decoder, BlockDecoder) else None
-        if replays is not None and replays.why and self.kept.recording:
-            self.kept.recording = False
-            self.say(f"decoding without CUDA graphs, which is slower and draws the same texts: {replays.why}")
+        if replays is not None and replays.why:
+            graphs.refuse(replays.why)
+            self.say(f"decoding without CUDA graphs, which is slower: {replays.why}")
 
     def _ahead(self) -> int:
         return self.ahead or (AHEAD if self.device.type == "cuda" else 1)
@@ -250,7 +245,7 @@ class Engine:
         if kept.weights is None or not kept.weights.current(active):
             kept.weights = None  # freed before the new copy is made
             kept.weights = Weights(model, active, packing=self.packing)
-        return BlockDecoder(kept.weights, slots, capacity, _recorder(kept, self.device))
+        return BlockDecoder(kept.weights, slots, capacity, graphs.recorder(self.device))
 
     @property
     def device(self) -> torch.device:
@@ -273,10 +268,6 @@ class Engine:
             if any(s in text for s in sampling.stop):
                 return "other_stop"
         return "length" if len(row.tokens) >= sampling.max_new_tokens else None
-
-
-def _recorder(kept: Kept, device: torch.device) -> Record | None:
-    return cuda_record() if kept.recording and device.type == "cuda" else None
 
 
 class _Live:

@@ -2,8 +2,8 @@
 
 A CUDA graph repeats the same kernels on the same addresses, so it fits one number of rows and one number of columns of the cache. Steps
 are therefore filled up to a few sizes: rows to the next power of two, columns to the next multiple of `COLUMNS`. What stands in the
-filled rows and columns is computed and not read. A size that comes back is recorded; its first replay is held against the step itself,
-and if they differ, or recording fails, nothing is replayed and `why` says so.
+filled rows and columns is computed and not read. A size that comes back is recorded, and held against the step itself on two inputs; if
+they differ, or recording fails, this process replays nothing more and says so once.
 
 Shapes: b live rows, r of a recorded step, d hidden size.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -23,9 +24,13 @@ Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 COLUMNS = 64
 AFTER = 4
-"""Times that a size has come before it is recorded: recording costs about two steps."""
-TOLERANCE = 2e-2
-"""Of a replay against the step itself, relative to the largest number: the same kernels, so far more than they differ."""
+"""Times that a size has come before it is recorded."""
+LEFT = 24
+"""Columns that must still be free in a size that is recorded: recording and trying costs about as much as six steps."""
+MOST = 32
+"""Recordings that are kept; the oldest goes first. A graph of a large model takes some megabytes beside torch's count."""
+TOLERANCE = 1e-2
+"""Mean distance of a replay from the step itself in each row, relative to the row's mean size: the same kernels, so far more than is usual."""
 
 
 class Replays:
@@ -34,7 +39,7 @@ class Replays:
     Args:
         slots: most rows.
         capacity: most columns.
-        record: `cuda_record()` on a GPU.
+        record: what `recorder` gives.
 
     Attributes:
         why: why steps are not replayed any more; empty while they are.
@@ -55,7 +60,8 @@ class Replays:
         columns = min(-(-width // COLUMNS) * COLUMNS, self._capacity)
         size = (rows, columns)
         self._met[size] += 1
-        if self.why or (size not in self._recorded and self._met[size] <= AFTER):
+        pays = self._met[size] > AFTER and columns - width >= LEFT
+        if self.why or (size not in self._recorded and not pays):
             return step(tokens, lengths, width)
         self._tokens[:b], self._lengths[:b] = tokens, lengths
         if size not in self._recorded:
@@ -66,32 +72,71 @@ class Replays:
         return self._recorded[size]()[:b].clone()
 
     def _make(self, step: Step, rows: int, columns: int) -> None:
-        """Record a size and try it. A step may be repeated: it writes the same keys and values in the same places."""
+        """Record a size and try it, on other tokens too: a step may be repeated, its keys and values go to the same places."""
 
         def run() -> Tensor:
             return step(self._tokens[:rows], self._lengths[:rows], columns)
 
+        own = self._tokens[:rows].clone()
         try:
-            want = run()
             replay = self._record(run)
-            got = replay()
+            for tokens in (torch.zeros_like(own), own):
+                self._tokens[:rows] = tokens
+                want = run()
+                if not _near(replay(), want):
+                    self.why = f"a recorded step of {rows} rows and {columns} columns gave other hidden states"
+                    break
         except RuntimeError as error:
             self.why = f"recording failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        self._tokens[:rows] = own
+        if self.why:
             return
-        if not float((got - want).abs().max()) <= TOLERANCE * float(want.abs().max()):
-            self.why = f"a recorded step of {rows} rows and {columns} columns gave other hidden states"
-            return
+        if len(self._recorded) >= MOST:
+            self._recorded.pop(next(iter(self._recorded)))
         self._recorded[rows, columns] = replay
 
 
-def cuda_record() -> Record:
-    """CUDA graphs that share their memory: no two of them run at a time."""
-    pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+def _near(found: Tensor, want: Tensor) -> bool:
+    away = (found - want).float().abs().mean(-1)
+    return bool((away <= TOLERANCE * want.float().abs().mean(-1)).all())
+
+
+# ------------------------------------------------------------------------------------------------------------- on a GPU
+
+_refused: list[str] = []
+
+
+def refuse(why: str) -> None:
+    """Record nothing more in this process: a capture that has failed leaves the driver's state to be doubted."""
+    _refused.append(why)
+
+
+def recorder(device: torch.device) -> Record | None:
+    """What records steps on this device; None where there is nothing to gain, or a recording has failed before."""
+    if device.type != "cuda" or _refused:
+        return None
+    # graphs share their memory: no two of them run at a time
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            out = run()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            run()  # libraries set up what they need at their first call on a stream, which cannot be recorded
+            stream.synchronize()
+            # thread_local: a reward function's own thread may use the GPU meanwhile
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                out = run()
+            except BaseException:
+                _abandon(graph, device, pool)
+                raise
+            try:
+                graph.capture_end()
+            except RuntimeError:
+                _close(device, pool)
+                raise
+        here.wait_stream(stream)
 
         def replay() -> Tensor:
             graph.replay()
@@ -100,3 +145,17 @@ def cuda_record() -> Record:
         return replay
 
     return record
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: tuple[int, int]) -> None:
+    """End a capture in which something failed."""
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        _close(device, pool)
+
+
+def _close(device: torch.device, pool: tuple[int, int]) -> None:
+    """Tell torch's allocator that a broken capture is over; it would refuse `empty_cache` from here on."""
+    with suppress(RuntimeError):
+        torch._C._cuda_endAllocateToPool(torch.cuda._utils._get_device_index(device, optional=True), pool)  # type: ignore[arg-type]

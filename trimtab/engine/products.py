@@ -1,4 +1,4 @@
-"""x W^T with the weights laid out once for many small products: the one file that calls private operators of torch.
+"""x W^T with the weights laid out once for many small products. Calls private operators of torch.
 
 A product of few rows with a bfloat16 matrix on a CPU spends most of its time putting the matrix into the order that oneDNN multiplies
 in, and does so at every call. `Product` keeps the matrix in that order. The copy is as large as the weights, lives as long as the

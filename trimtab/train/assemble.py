@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,7 +242,9 @@ def assemble(config: StageConfig, *, earlier: Mapping[str, Any] | None = None) -
     with memory.phase("load"):
         roles, _, _, device, dtype, base, fingerprint = load_parts(config, (tokenizer, template))
         if config.full_determinism:
-            torch.use_deterministic_algorithms(True)
+            # cuBLAS reads this when it starts; a sum over the vocabulary that has no deterministic kernel is told, not refused
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
         parts = Parts(tokenizer=tokenizer, template=template, device=device, dtype=dtype, fingerprint=fingerprint)
         defined = define_roles(config, roles, parts)
     record = defined.record
