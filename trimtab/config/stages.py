@@ -333,7 +333,9 @@ class StageConfig(BaseModel):
     )
     seed: Whole = key("Optimisation", 42, "seed of initial weights, data order and sampling")
     data_seed: Whole | None = key("Optimisation", None, "seed of the data order; null: seed", stages=TRAINING)
-    full_determinism: bool = key("Optimisation", False, "deterministic kernels on a GPU where torch has them", stages=TRAINING)
+    full_determinism: bool = key(
+        "Optimisation", False, "deterministic kernels on a GPU where torch has them", stages=TRAINING
+    )
 
     logging_strategy: Interval = key("Logging and evaluation", "steps", "when to log", stages=TRAINING)
     logging_steps: Positive = key(

@@ -30,7 +30,7 @@ LEFT = 24
 MOST = 32
 """Recordings that are kept; the oldest goes first. A graph of a large model takes some megabytes beside torch's count."""
 TOLERANCE = 1e-2
-"""Mean distance of a replay from the step itself in each row, relative to the row's mean size: the same kernels, so far more than is usual."""
+"""Mean distance of a replay from the step itself in each row, relative to the row's mean size. The kernels are the same: it is far less."""
 
 
 class Replays:
