@@ -6,8 +6,8 @@
     sql_match                  1 where they are the same query up to spelling (`trimtab.sql.canonical`); needs no database
 
 The last three are functions for `reward_funcs`. Two of them read the row's columns `database` (an SQLite file, a `postgresql://` address,
-or a list of several instances of one schema) and, if there is one, `dialect`. Where execution concludes nothing (gold fails, is not
-determined, or both answers are empty) the spelling decides there; rows of that kind have no part in `ExecutionReward`.
+or a list of several instances of one schema) and, if they are there, `dialect` and `quoted_values`. Where execution concludes nothing
+(gold fails, is not determined, or both answers are empty) the spelling decides there; rows of that kind have no part in `ExecutionReward`.
 """
 
 from __future__ import annotations
@@ -112,17 +112,27 @@ class ExecutionReward:
 
 
 def sql_execution(
-    completion: str, gold: str | None, database: str | Sequence[str], dialect: str = "sqlite", data_folder: str = ""
+    completion: str,
+    gold: str | None,
+    database: str | Sequence[str],
+    dialect: str = "sqlite",
+    data_folder: str = "",
+    quoted_values: bool = False,
 ) -> float:
     """1.0 if the answer's query is right by execution, else 0.0."""
-    return float(_verdict(completion, gold, database, dialect, data_folder) == "equal")
+    return float(_verdict(completion, gold, database, dialect, data_folder, quoted_values) == "equal")
 
 
 def sql_graded(
-    completion: str, gold: str | None, database: str | Sequence[str], dialect: str = "sqlite", data_folder: str = ""
+    completion: str,
+    gold: str | None,
+    database: str | Sequence[str],
+    dialect: str = "sqlite",
+    data_folder: str = "",
+    quoted_values: bool = False,
 ) -> float:
     """The worth of the verdict on the answer's query."""
-    return GRADES[_verdict(completion, gold, database, dialect, data_folder)]
+    return GRADES[_verdict(completion, gold, database, dialect, data_folder, quoted_values)]
 
 
 def sql_match(completion: str, gold: str | None) -> float:
@@ -130,9 +140,12 @@ def sql_match(completion: str, gold: str | None) -> float:
     return float(_same(completion, _needed(gold)))
 
 
-def _verdict(completion: str, gold: str | None, database: str | Sequence[str], dialect: str, folder: str) -> Kind:
+def _verdict(
+    completion: str, gold: str | None, database: str | Sequence[str], dialect: str, folder: str, quoted: bool
+) -> Kind:
     wanted = _needed(gold)
-    row = sql_row({"database": database, "dialect": dialect}, folder, where="column `database`")
+    columns = {"database": database, "dialect": dialect, "quoted_values": quoted}
+    row = sql_row(columns, folder, where="column `database`")
     found = shared_judge().verdict(completion, wanted, row.database).kind
     if found == "unverified":
         return "equal" if _same(completion, wanted) else "wrong_rows"
