@@ -2,7 +2,7 @@
 
 Each statement is its own read-only transaction that is rolled back, with statement_timeout and lock_timeout, read through a
 server-side cursor (which takes nothing but a query) up to the row limit. The role must not be a superuser: a superuser reads the
-server's files from inside a SELECT. `copy_in` loads an SQLite file into a schema, for `trimtab sql build --postgres`.
+server's files from inside a SELECT. `copy_in` loads an SQLite file into a schema, for users; no command calls it.
 """
 
 from __future__ import annotations
