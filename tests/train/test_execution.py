@@ -18,7 +18,8 @@ from trimtab.rewards import Answer
 from trimtab.rewards.sql import GRADES, ExecutionReward, Worth
 from trimtab.rundir import RunFolder
 from trimtab.sql.cached import shared_judge
-from trimtab.sql.verdicts import KINDS, Verdict
+from trimtab.sql.sandbox import Sandbox
+from trimtab.sql.verdicts import KINDS, Outcome, Verdict
 from trimtab.types import Completion, Example, Message, Origin, Prompt, TokenRow
 
 pytestmark = pytest.mark.unit
@@ -86,6 +87,19 @@ def test_a_row_that_cannot_be_judged_any_more_ends_the_run(shop: Path) -> None:
     assert caught.value.where.endswith("shop.json:8") and "empty" in caught.value.why
     with pytest.raises(DataError, match="no database file"):
         reward.score([answer("SELECT 1", folder=shop / "elsewhere")])
+
+
+def test_a_server_that_has_gone_is_no_reward(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = ExecutionReward(Worth(), judge=shared_judge())
+    answers = [answer("SELECT name FROM t WHERE n >= 2 AND n = n", folder=shop)]
+    assert reward.score([answer(GOLDS[0], folder=shop)]) == [1.0]  # gold is known
+    lost = Outcome(error="exec_error", message="no server: connection refused", broken=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Sandbox, "run", lambda *_, **__: [lost])
+        with pytest.raises(RewardError, match="the database server cannot be asked") as caught:
+            reward.score(answers)
+        assert "connection refused" in caught.value.why and "--resume" in caught.value.remedy
+    assert reward.score(answers) == [1.0]
 
 
 @pytest.mark.parametrize("stage", ONLINE)

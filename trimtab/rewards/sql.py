@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.errors import RewardError
+from trimtab.errors import DataError, RewardError
 from trimtab.rewards import Answer, Judged
 from trimtab.sql.cached import CachedJudge, shared_judge
 from trimtab.sql.canonical import canonical_sql
@@ -85,7 +85,8 @@ class ExecutionReward:
         """Scores and parts.
 
         Raises:
-            RewardError: a row whose answers cannot be judged. None is left when a run starts, so its databases have changed since.
+            RewardError: a row whose answers cannot be judged. None is left when a run starts, so its databases have changed since;
+                or a server that cannot be asked.
             DataError: a row without databases.
         """
         tasks = []
@@ -93,7 +94,10 @@ class ExecutionReward:
             example = answer.prompt.example
             gold = example.response or example.chosen
             tasks.append((answer.text, gold.content if gold is not None else "", row_of(example).database))
-        found = self._judge.verdicts(tasks)
+        try:
+            found = self._judge.verdicts(tasks)
+        except DataError as error:  # as a reward that failed: the run keeps a checkpoint
+            raise RewardError(error.what, where=error.where, why=error.why, remedy=error.remedy) from error
         for answer, (verdict, _) in zip(answers, found, strict=True):
             if verdict.kind == "unverified":
                 raise RewardError(

@@ -148,7 +148,7 @@ class Sandbox:
             self._free.put(worker)
         if isinstance(answer, Outcome):
             return [answer]
-        return [Outcome(columns=c, rows=r, error=e, message=m, steps=s) for c, r, e, m, s in answer]
+        return [Outcome(columns=c, rows=r, error=e, message=m, steps=s, broken=b) for c, r, e, m, s, b in answer]
 
     def map(self, tasks: Sequence[tuple[str, Sequence[str], str]]) -> list[list[Outcome]]:
         """`run` for many (statement, paths, dialect), over all workers, in the order given."""
