@@ -17,9 +17,11 @@ from trimtab.errors import ConfigError, DataError, RewardError
 from trimtab.rewards import Answer
 from trimtab.rewards.sql import GRADES, ExecutionReward, Worth
 from trimtab.rundir import RunFolder
+from trimtab.serve.execution import check_built
 from trimtab.sql.cached import shared_judge
 from trimtab.sql.sandbox import Sandbox
 from trimtab.sql.verdicts import KINDS, Outcome, Verdict
+from trimtab.train.execution import unjudged
 from trimtab.types import Completion, Example, Message, Origin, Prompt, TokenRow
 
 pytestmark = pytest.mark.unit
@@ -100,6 +102,24 @@ def test_a_server_that_has_gone_is_no_reward(shop: Path, monkeypatch: pytest.Mon
             reward.score(answers)
         assert "connection refused" in caught.value.why and "--resume" in caught.value.remedy
     assert reward.score(answers) == [1.0]
+
+
+def test_a_server_needs_what_speaks_to_it(
+    keys: Callable[..., dict[str, Any]], shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "postgresql://reader@host/db"
+    rows = [answer("SELECT 1", database=address, unverified=None).prompt]
+    monkeypatch.setattr("trimtab.sql.rows.find_spec", lambda _: None)
+    given = keys("rloo", tmp_path / "run", dataset="shop", dataset_dir=str(shop), reward_model_type="sql")
+    for check in (
+        lambda: unjudged(rows[0].example, shared_judge()),
+        lambda: check_built(rows),
+        lambda: dry_run(load({**given, "sql_database": address})),
+    ):
+        with pytest.raises(ConfigError, match="needs psycopg") as caught:
+            check()
+        assert caught.value.remedy == "pip install 'trimtab[postgres]'"
+    dry_run(load(given))  # files need nothing
 
 
 @pytest.mark.parametrize("stage", ONLINE)

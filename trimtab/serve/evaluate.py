@@ -70,6 +70,8 @@ def measure(config: StageConfig, asked: execution.Asked) -> tuple[dict[str, floa
                 why="sampled answers are judged by running them",
                 remedy="evaluate on a data set that `trimtab sql build` has written, or write sql_database=ADDRESS",
             )
+        if config.stage != "rm" and judgeable(data):
+            execution.check_built(data.eval_prompts)
 
     def judgeable(data: StageData[Any]) -> bool:
         """Rows that a builder has written; where execution is asked for, any that have a database."""

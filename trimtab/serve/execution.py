@@ -31,7 +31,7 @@ from trimtab.report.execution import compare, figures
 from trimtab.rundir import PREDICTIONS, RunFolder, write_json
 from trimtab.serve.answer import answer
 from trimtab.serve.predict import databases, serving_session
-from trimtab.sql.rows import DATABASE, UNVERIFIED
+from trimtab.sql.rows import DATABASE, UNVERIFIED, row_of
 from trimtab.train.assemble import Session
 from trimtab.train.online import with_filters
 from trimtab.train.progress import bar, say
@@ -186,10 +186,10 @@ def _check(data: StageData[Any]) -> None:
 
 
 def check_built(prompts: Sequence[Prompt]) -> None:
-    """Every prompt's row has databases.
+    """Every prompt's row has databases, and they are there.
 
     Raises:
-        DataError: one has none.
+        ConfigError, DataError: one has none, or as `row_of`.
     """
     bare = next((prompt.example for prompt in prompts if not has_database(prompt.example)), None)
     if bare is not None:
@@ -199,6 +199,8 @@ def check_built(prompts: Sequence[Prompt]) -> None:
             why=f"the row's columns are {', '.join(map(str, bare.columns)) or 'none'}",
             remedy="evaluate on a data set that `trimtab sql build` has written, or write sql_database: ADDRESS",
         )
+    for prompt in prompts:
+        row_of(prompt.example)
 
 
 def of_session(session: Session, asked: Asked, *, folder: Path | None, name: str) -> Found:
