@@ -31,12 +31,14 @@ class Connection:
 
     def __init__(self, fails: Callable[[str], Exception | None]) -> None:
         self.fails, self.closed, self.read_only, self.rows = fails, False, False, [(1,)]
+        self.begun = False
 
     def execute(self, sql: Any) -> Connection:
         if self.closed:
             raise psycopg.OperationalError("the connection is closed")
         text = sql.decode() if isinstance(sql, bytes) else sql
-        error = None if text.startswith("SET LOCAL") or "rolsuper" in text else self.fails(text)
+        error = None if text.startswith("SET LOCAL") or "rolsuper" in text or not self.begun else self.fails(text)
+        self.begun |= text.startswith("SET LOCAL")
         if error is not None:
             raise error
         return self
@@ -52,7 +54,7 @@ class Connection:
         return self
 
     def rollback(self) -> None:
-        self.execute("SET LOCAL nothing")
+        self.execute("ROLLBACK")
 
     def close(self) -> None:
         self.closed = True
@@ -95,6 +97,10 @@ def test_a_lost_connection_is_opened_once_more(ran: Callable[..., Outcome], erro
     found = ran(always(error), psycopg.OperationalError("connection refused"))
     assert found.broken and found.error == "exec_error" and "connection refused" in found.message
     assert ran(always(error), always(error), always(error)).broken
+
+
+def test_a_connection_that_is_lost_with_its_last_statement_has_given_its_rows(ran: Callable[..., Outcome]) -> None:
+    assert ran(lambda sql: GONE if sql == "ROLLBACK" else None).rows == ((1,),)
 
 
 def test_what_the_statement_does_is_its_own(ran: Callable[..., Outcome]) -> None:

@@ -7,7 +7,6 @@ server's files from inside a SELECT. `copy_in` loads an SQLite file into a schem
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import decimal
 import itertools
@@ -123,8 +122,10 @@ class Server:
             return Outcome(error=_kind(getattr(error, "sqlstate", None)), message=_line(error), broken=lost)
         finally:
             _alarm(0)
-            with contextlib.suppress(psycopg.Error):  # of a connection that is lost there is nothing to roll back
+            try:
                 connection.rollback()
+            except psycopg.Error:  # lost: the next statement has a new one
+                connection.close()
 
     def close(self) -> None:
         if self.connection is not None:
