@@ -222,6 +222,18 @@ def test_execution_accuracy_while_training(
     assert held["eval/execution_accuracy_unverified"] == 1
 
 
+def test_a_server_that_has_gone_in_an_evaluation_costs_no_steps(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = built(tmp_path / "data").parent  # databases of its own: nothing of them is kept
+    lost = Outcome(error="exec_error", message="no server: connection refused", broken=True)
+    monkeypatch.setattr(Sandbox, "run", lambda *_, **__: [lost])
+    more = {"dataset": "shop", "eval_dataset": "shop", "dataset_dir": str(data), "eval_tasks": "execution_accuracy"}
+    with pytest.raises(DataError, match="the database server cannot be asked"):
+        run("sft", tmp_path / "run", **more, max_steps=2, eval_strategy="steps", eval_steps=1, max_new_tokens=4)
+    assert (tmp_path / "run" / "checkpoint-1").is_dir()
+
+
 @pytest.mark.parametrize(
     ("more", "key", "remedy"),
     [

@@ -97,7 +97,12 @@ class ExecutionReward:
         try:
             found = self._judge.verdicts(tasks)
         except DataError as error:  # as a reward that failed: the run keeps a checkpoint
-            raise RewardError(error.what, where=error.where, why=error.why, remedy=error.remedy) from error
+            raise RewardError(
+                "the database server cannot be asked what answers are worth",
+                where=error.where,
+                why=error.why,
+                remedy="mend that, or start the server; then go on with --resume",
+            ) from error
         for answer, (verdict, _) in zip(answers, found, strict=True):
             if verdict.kind == "unverified":
                 raise RewardError(
