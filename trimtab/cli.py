@@ -137,7 +137,9 @@ def evaluate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="predictions, or two targets: write the figures into this new .json file"),
+        typer.Option(
+            "--output", help="predictions, a run folder, or two targets: write the figures into this new .json file"
+        ),
     ] = None,
     data: Annotated[
         str, typer.Option("--data", help="predictions: the set they are about, as trimtab sql build has written it")
@@ -156,18 +158,16 @@ def evaluate(
     A config gives loss, perplexity and its eval_tasks (stage rm: accuracy and calibration). generated_predictions.jsonl gives
     exact and normalised match, BLEU-4 and ROUGE. Where rows have databases (trimtab sql build), all but reward models give
     execution accuracy, with intervals, by class and verdict (docs/sql.md). A run folder is measured by its predictions if it has
-    some, else as its config. trimtab eval A B: a paired test of their execution accuracy.
+    some, else as its config (a reward model's: trimtab rm report). trimtab eval A B: a paired test of their execution accuracy.
     """
     from trimtab.serve.execution import Asked
 
     asked = Asked(data=data, dataset_dir=dataset_dir, samples=samples, seed=seed)
     words = words or []
     if words and "=" not in words[0]:
-        _show_comparison((file, Path(words[0])), words[1:], asked, output)
+        _show_comparison((file, Path(words[0])), words[1:], task, asked, output)
     elif file.is_dir():
-        from trimtab.serve.execution import judged
-
-        _show_execution(judged(file, words, asked), seed, output)
+        _show_run(file, words, task, output, asked)
     elif file.suffix == ".jsonl":
         _show_predictions(file, words, task or (), output, asked)
     else:
@@ -502,11 +502,46 @@ def _show_measured(file: Path, words: list[str], task: Any, output: Path | None,
             why=f"{file} is a config, which has keys for them",
             remedy="write eval_tasks=..., output_dir=... and eval_dataset=... after the file",
         )
-    found, judged = measure(load(file, words), asked)
+    _show_figures(*measure(load(file, words), asked), asked.seed)
+
+
+def _show_run(folder: Path, words: list[str], task: Any, output: Path | None, asked: Any) -> None:
+    from trimtab.data.write import check_target
+    from trimtab.errors import ConfigError
+    from trimtab.rundir import write_json
+    from trimtab.serve import execution
+    from trimtab.serve.evaluate import measure_run
+
+    if output is not None:
+        check_target(output, kinds=(".json",))
+    there = execution.predicted(folder, words, asked)
+    if there is not None and not task and execution.file_has_databases(there, asked):
+        _show_execution(execution.judged(folder, words, asked), asked.seed, output)
+        return
+    if there is not None:
+        _show_predictions(there, words, task or (), output, asked)
+        return
+    given = [name for name, value in (("--task", task), ("--data", asked.data)) if value]
+    if given:
+        raise ConfigError(
+            f"{' and '.join(given)}: for predictions only",
+            where="command line",
+            why=f"{folder} is measured as its config says, which has keys for them",
+            remedy="write eval_tasks=... and eval_dataset=... after the folder, or name a file of predictions",
+        )
+    found, judged = measure_run(folder, words, asked)
+    if found and output is not None:
+        told = {**found, **({"execution": execution.report(judged, seed=asked.seed)} if judged is not None else {})}
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(output, told)
+    _show_figures(found, judged, asked.seed, None if found else output)
+
+
+def _show_figures(found: Any, judged: Any, seed: int, output: Path | None = None) -> None:
     for name, value in found.items():
         print(f"{name}  {value:.6g}")
     if judged is not None:
-        _show_execution(judged, asked.seed, None)
+        _show_execution(judged, seed, output)
 
 
 def _show_execution(found: Any, seed: int, output: Path | None) -> None:
@@ -522,12 +557,20 @@ def _show_execution(found: Any, seed: int, output: Path | None) -> None:
             console.print(f"written: {path}", markup=False, soft_wrap=True)
 
 
-def _show_comparison(targets: tuple[Path, Path], words: list[str], asked: Any, output: Path | None) -> None:
+def _show_comparison(targets: tuple[Path, Path], words: list[str], task: Any, asked: Any, output: Path | None) -> None:
     from rich.console import Console
 
+    from trimtab.errors import ConfigError
     from trimtab.report.execution import comparison_table
     from trimtab.serve.execution import paired
 
+    if task:
+        raise ConfigError(
+            "two targets take no --task",
+            where="command line",
+            why="they are compared by execution accuracy",
+            remedy="leave it out, or evaluate each of them alone",
+        )
     told, (one, other) = paired(*targets, words, asked, output=output)
     Console(highlight=False).print(comparison_table(told, (one.name, other.name)))
 

@@ -33,6 +33,7 @@ from trimtab.sql.canonical import canonical_sql
 from trimtab.sql.dialects import DIALECTS
 from trimtab.sql.gold_mutants import mutants
 from trimtab.sql.judge import Database, Judge
+from trimtab.sql.rows import check_driver
 from trimtab.sql.schema import Schema, from_ddl, from_json, from_spider, from_sqlite
 from trimtab.sql.statement import find_statement
 from trimtab.sql.verdicts import Row, Verdict
@@ -469,6 +470,7 @@ def explain_row(file: Path, number: int, *, predictions: Path | None, answer: st
             why="its path is relative to the folder of the file",
             remedy="move the file and its instances together, or build them again",
         )
+    check_driver(database.paths, where=f"{file}: row {number}: database")
     if not isinstance(example, Dropped):
         _say(f"question:   {question(example)}")
     _say(f"gold:       {gold}")

@@ -19,7 +19,7 @@ from trimtab.plan.shapes import TABLE, known
 from trimtab.plan.show import lines, memory_table, time_line, time_table
 from trimtab.registry import nearest
 from trimtab.rundir import check_checkpoint
-from trimtab.sql.rows import row_of
+from trimtab.sql.rows import check_driver, row_of
 
 HEADS = ("value_head.safetensors", "value_head.bin")
 
@@ -124,8 +124,11 @@ def _check_files(config: StageConfig) -> None:
 
 
 def _check_databases(config: StageConfig) -> None:
-    """Answers that are rewarded by execution: the first row of each set has the files of its databases."""
-    if getattr(config, "reward_model_type", "") != "sql" or config.sql_database:
+    """Answers that are rewarded by execution: the first row of each set has the files of its databases; a server can be spoken to."""
+    if getattr(config, "reward_model_type", "") != "sql":
+        return
+    if config.sql_database:
+        check_driver((config.sql_database,), where=config.origin("sql_database"))
         return
     for spec in info.find(config.dataset, config.dataset_dir):
         if spec.path is None:  # on a hub

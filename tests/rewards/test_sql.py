@@ -68,6 +68,18 @@ def test_where_execution_concludes_nothing_the_spelling_decides(shop: list[str])
     assert sql_execution("SELECT a FROM gone", "SELECT a FROM gone", shop) == 1.0  # gold does not run either
 
 
+def test_text_in_double_quotes_is_text_where_the_row_says_so(shop: list[str]) -> None:
+    """As Spider writes it: without that gold fails, and the spelling would decide."""
+    gold, other = 'SELECT n FROM t WHERE name = "b"', "SELECT n FROM t WHERE name > 'a' AND name < 'c'"
+    both = load_functions(["sql_execution", "sql_graded"], timeout=30)
+    for cell in (True, "true"):
+        assert [one.score([answer(other, gold=gold, database=shop, quoted_values=cell)]) for one in both] == [
+            [1.0],
+            [1.0],
+        ]
+    assert both[0].score([answer(other, gold=gold, database=shop)]) == [0.0]
+
+
 def test_by_spelling() -> None:
     assert sql_match("select NAME from t", "SELECT name FROM t;") == 1.0
     assert sql_match("SELECT n FROM t", "SELECT name FROM t;") == 0.0

@@ -271,6 +271,91 @@ def test_a_config_and_a_run_folder(
     assert "eval_loss" not in shown and "eval_samples  2" in shown
 
 
+@pytest.fixture
+def run_of(args: dict[str, Any], shop: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`run_of(model, **keys)`: that adapter as the folder of a finished run."""
+
+    def make(model: Path, **keys: Any) -> Path:
+        run = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
+        shutil.copytree(model, run)
+        plain = shop.parent / "plain.json"
+        plain.write_text(json.dumps([{"instruction": "q", "output": "SELECT 1", "database": "x"}]), encoding="utf-8")
+        given = {**args, "do_train": True, "adapter_name_or_path": [], "output_dir": str(run)}
+        given |= {"dataset": ["plain"], "dataset_dir": str(shop.parent), "max_new_tokens": 4, "do_eval": True}
+        write_json(run / CONFIG, dump_resolved(load({"eval_dataset": ["plain"], **given, **keys})))
+        return run
+
+    return make
+
+
+def test_a_run_without_databases_is_measured_by_its_predictions_or_as_its_config(
+    run_of: Callable[..., Path],
+    file: Callable[..., str],
+    policy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, output = run_of(policy), tmp_path / "new" / "run.json"
+    write_json(run / "eval_results.json", {"eval_loss": 7.0})
+    words = ["eval", str(run)]
+    assert main([*words, "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "eval_loss" in shown and "EX" not in shown
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert found["eval_samples"] == 1 and f"eval_loss  {found['eval_loss']:.6g}\n" in shown
+    assert json.loads((run / "eval_results.json").read_text(encoding="utf-8")) == {"eval_loss": 7.0}
+    for more, told in (
+        (["--output", str(output)], "exists already"),
+        (["--task", "bleu-4"], "--task: for predictions only"),
+        (["--samples", "2"], "no database file"),  # asked for: then the column must mean one
+    ):
+        assert main([*words, *more]) == 2
+        assert told in capsys.readouterr().err
+    config = file(eval_dataset="plain", output_dir=str(run))
+    assert main(["predict", config]) == 0
+    capsys.readouterr()
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "bleu-4" in shown and "exact_match" in shown and "eval_loss" not in shown and "EX" not in shown
+    assert main([*words, "--task", "exact_match"]) == 0
+    shown = capsys.readouterr().out
+    assert "exact_match" in shown and "bleu-4" not in shown
+
+
+def test_what_a_run_with_databases_writes_and_is_asked_for(
+    run_of: Callable[..., Path], policy: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output = run_of(policy, eval_dataset=["shop"]), tmp_path / "run.json"
+    output.write_text("mine", encoding="utf-8")
+    assert main(["eval", str(run), "--output", str(output)]) == 2
+    assert "exists already" in capsys.readouterr().err and output.read_text(encoding="utf-8") == "mine"
+    predictions(run / PREDICTIONS, source=shop)
+    shutil.copytree(shop.parent / "databases", run / "data" / "databases")
+    assert main(["eval", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "42.9 %" in shown and "bleu-4" not in shown
+    assert main(["eval", str(run), "--task", "exact_match"]) == 0
+    shown = capsys.readouterr().out
+    assert "exact_match" in shown and "EX" not in shown
+    assert main(["eval", str(run), str(run / PREDICTIONS), "--task", "exact_match"]) == 2
+    assert "two targets take no --task" in capsys.readouterr().err
+
+
+def test_a_reward_model_has_no_answers_to_judge(
+    run_of: Callable[..., Path], reward: Path, shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads(shop.read_text(encoding="utf-8"))
+    pairs = [{**row, "chosen": row["output"], "rejected": "SELECT 1"} for row in rows]
+    (shop.parent / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    run = run_of(reward, stage="rm", dataset=["pairs"], eval_dataset=["pairs"])
+    own = str(predictions(tmp_path / "own.jsonl", source=shop))
+    for words in ([str(run)], [str(run), own], [own, str(run)]):
+        assert main(["eval", *words]) == 2
+        error = capsys.readouterr().err
+        assert "a reward model writes no answers that could be judged" in error and "trimtab rm report" in error
+    assert not (run / ANSWERS).exists()
+
+
 def test_what_cannot_be_measured(
     file: Callable[..., str],
     reward: Path,

@@ -156,6 +156,11 @@ def test_what_gives_no_preferences(
         with pytest.raises(DataError, match="cannot be added to") as refused:
             prefer(load(file()), target)
         assert why in refused.value.why
+    entries = {"out": {"file_name": "another.json"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(DataError, match="a data set called 'out' already"):
+        prefer(load(file(model_name_or_path="nowhere")), target)  # told before a model is looked for
+    assert json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8")) == entries
     assert not target.exists()
 
 

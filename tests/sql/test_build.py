@@ -447,7 +447,9 @@ def test_explain_names_what_is_still_alive(tmp_path: Path, capsys: pytest.Captur
     assert "unverified: empty gold result" in shown
 
 
-def test_explain_refuses(article: Path, tmp_path: Path, fails: Callable[[list[str]], str]) -> None:
+def test_explain_refuses(
+    article: Path, tmp_path: Path, fails: Callable[[list[str]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = str(article / "article.json")
     predictions = tmp_path / "p.jsonl"
 
@@ -465,6 +467,11 @@ def test_explain_refuses(article: Path, tmp_path: Path, fails: Callable[[list[st
     moved = tmp_path / "article.json"
     shutil.copy(file, moved)
     assert "is not there" in fails(["explain", str(moved), "1"])
+    rows = json.loads(moved.read_text(encoding="utf-8"))
+    rows[0]["database"] = ["postgresql://reader@host/db"]
+    moved.write_text(json.dumps(rows), encoding="utf-8")
+    monkeypatch.setattr("trimtab.sql.rows.find_spec", lambda _: None)
+    assert "pip install 'trimtab[postgres]'" in fails(["explain", str(moved), "1"])
 
 
 def test_a_canonical_twin_is_no_mutant(judge: Judge) -> None:

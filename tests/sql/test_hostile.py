@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from trimtab.sql.compare import compare
 from trimtab.sql.execute import Limits
 from trimtab.sql.judge import Database, Judge
-from trimtab.sql.sandbox import Sandbox
+from trimtab.sql.sandbox import Sandbox, _Worker
 from trimtab.sql.statement import find_statement
 
 pytestmark = pytest.mark.unit
@@ -177,6 +180,31 @@ def test_a_worker_that_is_killed_costs_one_verdict_at_most(path: Path) -> None:
         process.wait()
         kinds = [sandbox.run("SELECT 1", (str(path),))[0].error for _ in range(3)]
         assert kinds[1:] == [None, None]
+
+
+def test_a_deadline_that_is_set_while_the_watcher_falls_asleep_is_kept() -> None:
+    worker, killed = _Worker(Limits()), threading.Event()
+
+    class Process:
+        def kill(self) -> None:
+            killed.set()
+
+    class Asked(threading.Event):
+        """A statement comes in the moment before the watcher puts its bell away."""
+
+        def clear(self) -> None:
+            if not killed.is_set():
+                worker.process, worker.deadline = cast("subprocess.Popen[bytes]", Process()), 0.0
+                self.set()
+            super().clear()
+
+    first, worker.wake = worker.wake, Asked()
+    first.set()
+    try:
+        assert killed.wait(10) and worker.overdue
+    finally:
+        worker.process = None
+        worker.close()
 
 
 def test_no_database_is_an_outcome(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.errors import DataError
 from trimtab.sql.judge import Database, Judge
 from trimtab.sql.sandbox import Sandbox
 
@@ -179,7 +180,25 @@ def test_verdicts_of_the_server(judge: Judge, loaded: str, answer: str, kind: st
 def test_nothing_was_written_and_a_superuser_is_refused(sandbox: Sandbox, loaded: str, server: str) -> None:
     assert sandbox.run("SELECT COUNT(*) FROM t", (loaded,), "postgres")[0].rows == ((4,),)
     found = sandbox.run("SELECT 1", (f"postgresql://boss@{server}",), "postgres")[0]
-    assert found.error == "exec_error" and "superuser" in found.message
+    assert found.broken and "superuser" in found.message and "GRANT SELECT" in found.message
+
+
+def test_a_server_that_goes_away_gives_no_verdict(judge: Judge, loaded: str, server: str) -> None:
+    import psycopg
+
+    there = Database(paths=(loaded,), dialect="postgres")
+    assert judge.judge("SELECT id FROM t", "SELECT id FROM t", there).kind == "equal"
+    with psycopg.connect(f"postgresql://boss@{server}", autocommit=True) as boss:
+        end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'reader'"
+        boss.execute(end)
+        assert judge.judge("SELECT t.id FROM t", "SELECT id FROM t", there).kind == "equal"  # on a new connection
+        boss.execute("ALTER ROLE reader NOLOGIN")
+        boss.execute(end)
+        with pytest.raises(DataError, match="cannot be asked") as caught:
+            judge.judge("SELECT id + 0 FROM t", "SELECT id FROM t", there)
+        assert "not permitted to log in" in caught.value.why
+        boss.execute("ALTER ROLE reader LOGIN")
+    assert judge.judge("SELECT id + 0 FROM t", "SELECT id FROM t", there).kind == "equal"
 
 
 def test_copy_keeps_every_row(loaded: str, sandbox: Sandbox, path: Path) -> None:

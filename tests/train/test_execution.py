@@ -17,8 +17,11 @@ from trimtab.errors import ConfigError, DataError, RewardError
 from trimtab.rewards import Answer
 from trimtab.rewards.sql import GRADES, ExecutionReward, Worth
 from trimtab.rundir import RunFolder
+from trimtab.serve.execution import check_built
 from trimtab.sql.cached import shared_judge
-from trimtab.sql.verdicts import KINDS, Verdict
+from trimtab.sql.sandbox import Sandbox
+from trimtab.sql.verdicts import KINDS, Outcome, Verdict
+from trimtab.train.execution import unjudged
 from trimtab.types import Completion, Example, Message, Origin, Prompt, TokenRow
 
 pytestmark = pytest.mark.unit
@@ -86,6 +89,37 @@ def test_a_row_that_cannot_be_judged_any_more_ends_the_run(shop: Path) -> None:
     assert caught.value.where.endswith("shop.json:8") and "empty" in caught.value.why
     with pytest.raises(DataError, match="no database file"):
         reward.score([answer("SELECT 1", folder=shop / "elsewhere")])
+
+
+def test_a_server_that_has_gone_is_no_reward(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = ExecutionReward(Worth(), judge=shared_judge())
+    answers = [answer("SELECT name FROM t WHERE n >= 2 AND n = n", folder=shop)]
+    assert reward.score([answer(GOLDS[0], folder=shop)]) == [1.0]  # gold is known
+    lost = Outcome(error="exec_error", message="no server: connection refused", broken=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Sandbox, "run", lambda *_, **__: [lost])
+        with pytest.raises(RewardError, match="the database server cannot be asked") as caught:
+            reward.score(answers)
+        assert "connection refused" in caught.value.why and "--resume" in caught.value.remedy
+    assert reward.score(answers) == [1.0]
+
+
+def test_a_server_needs_what_speaks_to_it(
+    keys: Callable[..., dict[str, Any]], shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "postgresql://reader@host/db"
+    rows = [answer("SELECT 1", database=address, unverified=None).prompt]
+    monkeypatch.setattr("trimtab.sql.rows.find_spec", lambda _: None)
+    given = keys("rloo", tmp_path / "run", dataset="shop", dataset_dir=str(shop), reward_model_type="sql")
+    for check in (
+        lambda: unjudged(rows[0].example, shared_judge()),
+        lambda: check_built(rows),
+        lambda: dry_run(load({**given, "sql_database": address})),
+    ):
+        with pytest.raises(ConfigError, match="needs psycopg") as caught:
+            check()
+        assert caught.value.remedy == "pip install 'trimtab[postgres]'"
+    dry_run(load(given))  # files need nothing
 
 
 @pytest.mark.parametrize("stage", ONLINE)
@@ -186,6 +220,18 @@ def test_execution_accuracy_while_training(
     (held,) = folder.metrics("eval")
     assert held["eval/execution_accuracy"] == 0.0
     assert held["eval/execution_accuracy_unverified"] == 1
+
+
+def test_a_server_that_has_gone_in_an_evaluation_costs_no_steps(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = built(tmp_path / "data").parent  # databases of its own: nothing of them is kept
+    lost = Outcome(error="exec_error", message="no server: connection refused", broken=True)
+    monkeypatch.setattr(Sandbox, "run", lambda *_, **__: [lost])
+    more = {"dataset": "shop", "eval_dataset": "shop", "dataset_dir": str(data), "eval_tasks": "execution_accuracy"}
+    with pytest.raises(DataError, match="the database server cannot be asked"):
+        run("sft", tmp_path / "run", **more, max_steps=2, eval_strategy="steps", eval_steps=1, max_new_tokens=4)
+    assert (tmp_path / "run" / "checkpoint-1").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@
     sql_match                  1 where they are the same query up to spelling (`trimtab.sql.canonical`); needs no database
 
 The last three are functions for `reward_funcs`. Two of them read the row's columns `database` (an SQLite file, a `postgresql://` address,
-or a list of several instances of one schema) and, if there is one, `dialect`. Where execution concludes nothing (gold fails, is not
-determined, or both answers are empty) the spelling decides there; rows of that kind have no part in `ExecutionReward`.
+or a list of several instances of one schema) and, if they are there, `dialect` and `quoted_values`. Where execution concludes nothing
+(gold fails, is not determined, or both answers are empty) the spelling decides there; rows of that kind have no part in `ExecutionReward`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.errors import RewardError
+from trimtab.errors import DataError, RewardError
 from trimtab.rewards import Answer, Judged
 from trimtab.sql.cached import CachedJudge, shared_judge
 from trimtab.sql.canonical import canonical_sql
@@ -85,7 +85,8 @@ class ExecutionReward:
         """Scores and parts.
 
         Raises:
-            RewardError: a row whose answers cannot be judged. None is left when a run starts, so its databases have changed since.
+            RewardError: a row whose answers cannot be judged. None is left when a run starts, so its databases have changed since;
+                or a server that cannot be asked.
             DataError: a row without databases.
         """
         tasks = []
@@ -93,7 +94,15 @@ class ExecutionReward:
             example = answer.prompt.example
             gold = example.response or example.chosen
             tasks.append((answer.text, gold.content if gold is not None else "", row_of(example).database))
-        found = self._judge.verdicts(tasks)
+        try:
+            found = self._judge.verdicts(tasks)
+        except DataError as error:  # as a reward that failed: the run keeps a checkpoint
+            raise RewardError(
+                "the database server cannot be asked what answers are worth",
+                where=error.where,
+                why=error.why,
+                remedy="mend that, or start the server; then go on with --resume",
+            ) from error
         for answer, (verdict, _) in zip(answers, found, strict=True):
             if verdict.kind == "unverified":
                 raise RewardError(
@@ -112,17 +121,27 @@ class ExecutionReward:
 
 
 def sql_execution(
-    completion: str, gold: str | None, database: str | Sequence[str], dialect: str = "sqlite", data_folder: str = ""
+    completion: str,
+    gold: str | None,
+    database: str | Sequence[str],
+    dialect: str = "sqlite",
+    data_folder: str = "",
+    quoted_values: bool = False,
 ) -> float:
     """1.0 if the answer's query is right by execution, else 0.0."""
-    return float(_verdict(completion, gold, database, dialect, data_folder) == "equal")
+    return float(_verdict(completion, gold, database, dialect, data_folder, quoted_values) == "equal")
 
 
 def sql_graded(
-    completion: str, gold: str | None, database: str | Sequence[str], dialect: str = "sqlite", data_folder: str = ""
+    completion: str,
+    gold: str | None,
+    database: str | Sequence[str],
+    dialect: str = "sqlite",
+    data_folder: str = "",
+    quoted_values: bool = False,
 ) -> float:
     """The worth of the verdict on the answer's query."""
-    return GRADES[_verdict(completion, gold, database, dialect, data_folder)]
+    return GRADES[_verdict(completion, gold, database, dialect, data_folder, quoted_values)]
 
 
 def sql_match(completion: str, gold: str | None) -> float:
@@ -130,9 +149,12 @@ def sql_match(completion: str, gold: str | None) -> float:
     return float(_same(completion, _needed(gold)))
 
 
-def _verdict(completion: str, gold: str | None, database: str | Sequence[str], dialect: str, folder: str) -> Kind:
+def _verdict(
+    completion: str, gold: str | None, database: str | Sequence[str], dialect: str, folder: str, quoted: bool
+) -> Kind:
     wanted = _needed(gold)
-    row = sql_row({"database": database, "dialect": dialect}, folder, where="column `database`")
+    columns = {"database": database, "dialect": dialect, "quoted_values": quoted}
+    row = sql_row(columns, folder, where="column `database`")
     found = shared_judge().verdict(completion, wanted, row.database).kind
     if found == "unverified":
         return "equal" if _same(completion, wanted) else "wrong_rows"

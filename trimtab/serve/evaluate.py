@@ -6,9 +6,10 @@
 | a config, stage rm | accuracy, margin, calibration of its scores on pairs |
 | `generated_predictions.jsonl` | every text metric, or the tasks that are named, with the standard error of each mean |
 | any of these but rm, on rows with databases | execution accuracy with all that belongs to it (`serve/execution.py`) |
+| a run folder | execution accuracy where its rows have databases; else as its predictions, or without any as its config (not rm) |
 
 The rows of a config are those of eval_dataset, else those that val_size holds out, else those of dataset; with an output_dir,
-`eval_results.json` is written there.
+`eval_results.json` is written there, but never over that of a run folder.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def measure(config: StageConfig, asked: execution.Asked) -> tuple[dict[str, floa
                 why="sampled answers are judged by running them",
                 remedy="evaluate on a data set that `trimtab sql build` has written, or write sql_database=ADDRESS",
             )
+        if config.stage != "rm" and judgeable(data):
+            execution.check_built(data.eval_prompts)
 
     def judgeable(data: StageData[Any]) -> bool:
         """Rows that a builder has written; where execution is asked for, any that have a database."""
@@ -101,6 +104,24 @@ def measure(config: StageConfig, asked: execution.Asked) -> tuple[dict[str, floa
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_results("eval", found)
     return found, judged
+
+
+def measure_run(
+    folder: Path, words: Sequence[str], asked: execution.Asked
+) -> tuple[dict[str, float], execution.Found | None]:
+    """The same of a run, as its config says; where its rows have databases, by execution alone.
+
+    Raises:
+        RunError: no run has been there.
+        ConfigError: a reward model's run; a stage that is measured on rows with databases alone.
+        TrimtabError: data, model or adapters that cannot be used.
+    """
+    config = execution.run_config(folder, words)
+    if execution.run_has_databases(config):
+        return {}, execution.of_model(config, asked, folder=folder)
+    if Path(config.output_dir or "") == folder:  # what the run found while it trained stays as it is
+        config = config.model_copy(update={"output_dir": None})
+    return measure(config, asked)
 
 
 def evaluate_predictions(

@@ -3,7 +3,7 @@
 | given | answers |
 |---|---|
 | a file of predictions (`.jsonl`) | its own, on the databases that it names or on those of `--data` |
-| a run folder with predictions | those; with `key=value` words or `--samples` as a config |
+| a run folder with predictions | those; with `key=value` words or `--samples` as a config (not of stage rm) |
 | a run folder, a config | greedy answers to its held-out rows (as `trimtab predict` takes them), and sampled ones with `--samples` |
 
 Made answers are written beside the figures (`execution_answers.jsonl`), so that they can be judged again without the model.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.config import StageConfig, load
-from trimtab.data import source
+from trimtab.data import info, source
 from trimtab.data.dropped import Dropped
 from trimtab.data.files import READERS
 from trimtab.data.stage import StageData
@@ -31,7 +31,7 @@ from trimtab.report.execution import compare, figures
 from trimtab.rundir import PREDICTIONS, RunFolder, write_json
 from trimtab.serve.answer import answer
 from trimtab.serve.predict import databases, serving_session
-from trimtab.sql.rows import DATABASE, UNVERIFIED
+from trimtab.sql.rows import DATABASE, UNVERIFIED, is_built, moved, row_of
 from trimtab.train.assemble import Session
 from trimtab.train.online import with_filters
 from trimtab.train.progress import bar, say
@@ -71,22 +71,14 @@ def judged(target: Path, words: Sequence[str], asked: Asked) -> Found:
 
     Raises:
         RunError: a folder without predictions and without a run.
-        ConfigError: words or options that are for another kind of target.
+        ConfigError: words or options that are for another kind of target, a reward model.
         TrimtabError: whatever stops the answering; rows without databases.
     """
     if target.is_dir():
-        there = target / PREDICTIONS
-        if there.is_file() and not words and not asked.samples:
+        there = predicted(target, words, asked)
+        if there is not None:
             return _of_file(there, asked, name=str(target))
-        run = RunFolder(target)
-        if not run.has_run():
-            raise RunError(
-                f"{target} holds neither predictions nor a run",
-                where=str(target),
-                why=f"there is no {PREDICTIONS}, and no run has left its config",
-                remedy="name the output_dir of a run, or a file of predictions",
-            )
-        return of_model(load(_as_served(run), list(words)), asked, folder=target)
+        return of_model(run_config(target, words), asked, folder=target)
     if target.suffix == ".jsonl":
         if words or asked.samples:
             raise ConfigError(
@@ -96,8 +88,43 @@ def judged(target: Path, words: Sequence[str], asked: Asked) -> Found:
                 remedy="leave them out, or name the config or run folder that made it",
             )
         return _of_file(target, asked, name=str(target))
-    config = load(target, list(words))
+    config = _writing(load(target, list(words)))
     return of_model(config, asked, folder=Path(config.output_dir) if config.output_dir else None)
+
+
+def predicted(folder: Path, words: Sequence[str], asked: Asked) -> Path | None:
+    """The predictions of a run folder; None where it has none, or where others are to be made."""
+    there = folder / PREDICTIONS
+    return there if there.is_file() and not words and not asked.samples else None
+
+
+def run_config(folder: Path, words: Sequence[str]) -> StageConfig:
+    """The config of a run as a file for inference of what it trained.
+
+    Raises:
+        RunError: no run has been there.
+        ConfigError: a reward model's, or words that do not fit.
+    """
+    run = RunFolder(folder)
+    if not run.has_run():
+        raise RunError(
+            f"{folder} holds neither predictions nor a run",
+            where=str(folder),
+            why=f"there is no {PREDICTIONS}, and no run has left its config",
+            remedy="name the output_dir of a run, or a file of predictions",
+        )
+    return _writing(load(_as_served(run), list(words)))
+
+
+def _writing(config: StageConfig) -> StageConfig:
+    if config.stage == "rm":
+        raise ConfigError(
+            "a reward model writes no answers that could be judged",
+            where=config.origin("stage"),
+            why="it was trained for its value head, and text from it would mean nothing",
+            remedy="`trimtab rm report` shows how it scores pairs; or name the run of a model that writes",
+        )
+    return config
 
 
 def _as_served(run: RunFolder) -> dict[str, Any]:
@@ -166,6 +193,30 @@ def has_database(example: Example) -> bool:
     return bool(example.columns.get(DATABASE) or example.columns.get(UNVERIFIED))
 
 
+def file_has_databases(path: Path, asked: Asked) -> bool:
+    """Can every row of a file of predictions be judged by execution?"""
+    return bool(asked.data) or all(_has_its_databases(example) for example in labelled(path)[1])
+
+
+def run_has_databases(config: StageConfig) -> bool:
+    """Have the held-out rows of a file databases? The first of each set says so, before anything is loaded."""
+    if config.sql_database:
+        return True
+    firsts: list[Example | None] = []
+    for spec in info.find(config.eval_dataset or config.dataset, config.dataset_dir):
+        if spec.path is None:  # on a hub: it is read with the others
+            return False
+        read = (source.example(value, origin, spec) for origin, value in info.rows(spec))
+        firsts.append(next((one for one in read if not isinstance(one, Dropped)), None))
+    return bool(firsts) and all(one is not None and _has_its_databases(one) for one in firsts)
+
+
+def _has_its_databases(example: Example) -> bool:
+    """A builder has written the row, or its databases are there: a column of that name may mean anything else."""
+    columns, home = example.columns, Path(example.origin.file).parent
+    return is_built(columns) or (isinstance(columns.get(DATABASE), str | list) and bool(moved(columns, home, home)))
+
+
 def of_model(config: StageConfig, asked: Asked, *, folder: Path | None) -> Found:
     """Greedy and sampled answers of the model that a file serves, judged, and written into `folder`.
 
@@ -177,7 +228,7 @@ def of_model(config: StageConfig, asked: Asked, *, folder: Path | None) -> Found
         EVALS.row(task, where=config.origin("eval_tasks"))
     for note in config.notes:
         say(note)
-    session, _ = serving_session(config, as_prompts=config.stage != "rm", check=_check)
+    session, _ = serving_session(config, as_prompts=True, check=_check)
     return of_session(session, asked, folder=folder, name=str(folder or config.model_name_or_path))
 
 
@@ -186,10 +237,10 @@ def _check(data: StageData[Any]) -> None:
 
 
 def check_built(prompts: Sequence[Prompt]) -> None:
-    """Every prompt's row has databases.
+    """Every prompt's row has databases, and they are there.
 
     Raises:
-        DataError: one has none.
+        ConfigError, DataError: one has none, or as `row_of`.
     """
     bare = next((prompt.example for prompt in prompts if not has_database(prompt.example)), None)
     if bare is not None:
@@ -199,6 +250,8 @@ def check_built(prompts: Sequence[Prompt]) -> None:
             why=f"the row's columns are {', '.join(map(str, bare.columns)) or 'none'}",
             remedy="evaluate on a data set that `trimtab sql build` has written, or write sql_database: ADDRESS",
         )
+    for prompt in prompts:
+        row_of(prompt.example)
 
 
 def of_session(session: Session, asked: Asked, *, folder: Path | None, name: str) -> Found:

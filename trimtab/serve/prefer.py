@@ -107,7 +107,7 @@ def prefer(config: StageConfig, output: Path, *, samples: int = 8, most: int = 4
 
     Raises:
         ConfigError: a reward model's file.
-        DataError: rows without databases, no pair at all, or a file in the way.
+        DataError: rows without databases, no pair at all, or a file or an entry in the way.
         TrimtabError: data, model or adapters that cannot be used.
     """
     check_target(output)
@@ -118,6 +118,13 @@ def prefer(config: StageConfig, output: Path, *, samples: int = 8, most: int = 4
             remedy="name the file of the SFT model; the reward model is trained on what it gives",
         )
     entries = _entries(output.parent / INFO)
+    if output.stem in entries:
+        raise DataError(
+            f"there is a data set called {output.stem!r} already",
+            where=f"{output.parent / INFO}: {output.stem}",
+            why="the new set would take the place of its entry, and nothing is overwritten",
+            remedy="choose another name with --output",
+        )
     for note in config.notes:
         say(note)
     session, _ = serving_session(config, as_prompts=True, training=True, check=_check)

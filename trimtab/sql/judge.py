@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+from trimtab.errors import DataError
 from trimtab.sql import official
 from trimtab.sql.compare import Tolerance, compare, plain, same, same_bag
 from trimtab.sql.execute import Limits
@@ -179,10 +180,28 @@ class Judge:
         """Whether some instance can tell right from wrong: gold runs there, is determined, and has rows."""
         return any(g.verifiable for g in self.golds(gold, database))
 
+    def _outcomes(
+        self, statement: str, database: Database, paths: Sequence[str], backwards: bool = False
+    ) -> list[Outcome]:
+        """`Sandbox.run`, where it says something of the statement.
+
+        Raises:
+            DataError: a server is gone. It is raised before anything is kept, so that no verdict and no gold rests on it.
+        """
+        outcomes = self.sandbox.run(
+            statement, paths, database.dialect, quoted_values=database.quoted_values, backwards=backwards
+        )
+        if outcomes[-1].broken:
+            raise DataError(
+                "the database server cannot be asked",
+                where=paths[len(outcomes) - 1],
+                why=outcomes[-1].message,
+                remedy="mend that, or start the server; then run the command again, a training run with --resume",
+            )
+        return outcomes
+
     def _run(self, statement: str, database: Database, path: str, backwards: bool = False) -> Outcome:
-        return self.sandbox.run(
-            statement, (path,), database.dialect, quoted_values=database.quoted_values, backwards=backwards
-        )[0]
+        return self._outcomes(statement, database, (path,), backwards)[0]
 
     def _ask_gold(self, gold: str, database: Database, path: str) -> Gold:
         outcome = self._run(gold, database, path)
@@ -243,7 +262,11 @@ class Judge:
     # ------------------------------------------------------------------------------------------------------ prediction
 
     def judge(self, answer: str, gold: str, database: Database) -> Verdict:
-        """One answer of a model, fenced or bare, against one gold query on every instance of a database."""
+        """One answer of a model, fenced or bare, against one gold query on every instance of a database.
+
+        Raises:
+            DataError: a server that cannot be asked.
+        """
         statement = find_statement(answer)
         if statement is None:
             return Verdict(kind="format_error", message="no SQL in the answer")
@@ -254,9 +277,7 @@ class Judge:
         if all(g.reason for g in golds):
             return Verdict(kind="unverified", message=golds[0].reason, gold_error=True)
         usable = [i for i, g in enumerate(golds) if not g.reason]
-        outcomes = self.sandbox.run(
-            statement, [database.paths[i] for i in usable], database.dialect, quoted_values=database.quoted_values
-        )
+        outcomes = self._outcomes(statement, database, [database.paths[i] for i in usable])
         found: list[Kind] = []
         message = ""
         for i, outcome in zip(usable, outcomes, strict=False):
@@ -312,9 +333,7 @@ class Judge:
         raw = [self._run(s, database, database.paths[0]) for s in pair]
         bird = not any(o.error for o in raw) and official.bird_equal(raw[0].rows, raw[1].rows)
         struck = [official.strike_distinct(official.normalise_operators(s)) for s in pair]
-        answers = [
-            self.sandbox.run(s, database.paths, database.dialect, quoted_values=database.quoted_values) for s in struck
-        ]
+        answers = [self._outcomes(s, database, database.paths) for s in struck]
         suite = not any(o.error for side in answers for o in side) and all(
             official.test_suite_equal(p.rows, g.rows, ordered=official.orders_matter(gold))
             for p, g in zip(*answers, strict=True)

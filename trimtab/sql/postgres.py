@@ -2,7 +2,7 @@
 
 Each statement is its own read-only transaction that is rolled back, with statement_timeout and lock_timeout, read through a
 server-side cursor (which takes nothing but a query) up to the row limit. The role must not be a superuser: a superuser reads the
-server's files from inside a SELECT. `copy_in` loads an SQLite file into a schema, for `trimtab sql build --postgres`.
+server's files from inside a SELECT. `copy_in` loads an SQLite file into a schema, for users; no command calls it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import ConfigError
@@ -46,13 +47,15 @@ class Server:
         import psycopg
 
         if self.connection is None or self.connection.closed:
-            self.connection = psycopg.connect(self.address, connect_timeout=5, autocommit=False)
-            self.connection.read_only = True
-            row = self.connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
-            self.connection.rollback()
+            # Less than the worker's wall clock: a server that is silent is no answer that takes too long.
+            connection = psycopg.connect(self.address, connect_timeout=3, autocommit=False)
+            connection.read_only = True
+            row = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
+            connection.rollback()
             if row and row[0]:
-                self.connection.close()
+                connection.close()
                 raise superuser_refused()
+            self.connection = connection
         return self.connection
 
     def run(self, statement: str, dialect: str) -> Outcome:
@@ -73,11 +76,22 @@ class Server:
         ):
             return Outcome(error="exec_error", message="the catalogue may not be read")
         try:
-            connection = self._connect()
+            outcome = self._read(self._connect(), sql)
+            if outcome.broken:  # once more, on a new connection
+                outcome = self._read(self._connect(), sql)
+            if outcome.broken and not self._read(self._connect(), "SELECT 1").broken:
+                # The server is there: it is this statement that ends its connection, say by a value that no client has room for.
+                outcome = replace(outcome, broken=False)
+            return outcome
         except ConfigError as error:
-            return Outcome(error="exec_error", message=error.what)
+            return Outcome(error="exec_error", message=f"{error.what}: {error.why}; {error.remedy}", broken=True)
         except psycopg.Error as error:
-            return Outcome(error="exec_error", message=f"no server: {_line(error)}")
+            return Outcome(error="exec_error", message=f"no server: {_line(error)}", broken=True)
+
+    def _read(self, connection: Any, sql: str) -> Outcome:
+        """The rows of a translated statement."""
+        import psycopg
+
         began = time.monotonic()
         try:
             # The server's own timeout is per batch of rows, and work inside one function does not look at it.
@@ -102,13 +116,16 @@ class Server:
                         return Outcome(error="timeout", message=f"more than {self.limits.seconds:g} s")
                 return Outcome(columns=tuple(c.name for c in cursor.description or ()), rows=tuple(rows))
         except (psycopg.Error, MemoryError, ValueError, UnicodeError) as error:
-            return Outcome(error=_kind(getattr(error, "sqlstate", None)), message=_line(error))
+            lost = _lost(error)
+            if lost:
+                connection.close()
+            return Outcome(error=_kind(getattr(error, "sqlstate", None)), message=_line(error), broken=lost)
         finally:
             _alarm(0)
-            if connection.closed:
-                self.connection = None
-            else:
+            try:
                 connection.rollback()
+            except psycopg.Error:  # lost: the next statement has a new one
+                connection.close()
 
     def close(self) -> None:
         if self.connection is not None:
@@ -134,6 +151,15 @@ def superuser_refused() -> ConfigError:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def _lost(error: BaseException) -> bool:
+    """The connection is gone, and the statement need not be why."""
+    import psycopg
+
+    state = getattr(error, "sqlstate", None)
+    gone = state is None or state.startswith(("08", "57P0"))
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and gone
 
 
 def _kind(state: str | None) -> Kind:

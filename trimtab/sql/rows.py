@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import DataError
+from trimtab.errors import ConfigError, DataError
 from trimtab.sql.dialects import DIALECTS
 from trimtab.sql.judge import Database
 from trimtab.types import Example
@@ -60,6 +61,7 @@ def sql_row(columns: Mapping[str, Any], folder: str | Path, *, where: str) -> Sq
         where: the row, for errors.
 
     Raises:
+        ConfigError: a server, and nothing to speak to it with.
         DataError: no `database`, a file that is not there, or a cell of another kind.
     """
     unverified = columns.get(UNVERIFIED)
@@ -80,6 +82,8 @@ def sql_row(columns: Mapping[str, Any], folder: str | Path, *, where: str) -> Sq
             why=f"column {DATABASE!r}: relative paths start at the folder of the data file, {Path(folder).absolute()}",
             remedy=f"run `trimtab sql build` again, which makes the files, or move them there; {BUILD}",
         )
+    if not unverified:
+        check_driver(found, where=where)
     dialect = columns.get(DIALECT) or "sqlite"
     if dialect not in DIALECTS:
         raise DataError(
@@ -97,6 +101,22 @@ def sql_row(columns: Mapping[str, Any], folder: str | Path, *, where: str) -> Sq
         killed=killed,
         total=total,
     )
+
+
+def check_driver(paths: Sequence[str], *, where: str) -> None:
+    """What speaks to a server is installed, if one of these is a server.
+
+    Raises:
+        ConfigError: it is not. (In a worker process, where it is used, nobody would see that.)
+    """
+    server = next((path for path in paths if "://" in path), None)
+    if server is not None and find_spec("psycopg") is None:
+        raise ConfigError(
+            "a PostgreSQL server needs psycopg, which is not installed",
+            where=where,
+            why=f"queries are to be run on {server.partition('://')[0]}://...",
+            remedy="pip install 'trimtab[postgres]'",
+        )
 
 
 def _paths(cell: Any, where: str) -> tuple[str, ...]:

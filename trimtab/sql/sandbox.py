@@ -53,15 +53,14 @@ class _Worker:
     def _watch(self) -> None:
         while not self.closed:
             self.wake.wait()
-            deadline, process = self.deadline, self.process
-            if deadline is None:
-                self.wake.clear()
-                continue
-            if time.monotonic() > deadline and process is not None:
-                self.overdue = True
-                process.kill()
-                self.deadline = None
-            time.sleep(0.05)
+            self.wake.clear()  # before looking: a deadline that is set after this wakes it again
+            while (deadline := self.deadline) is not None and not self.closed:
+                process = self.process
+                if time.monotonic() > deadline and process is not None:
+                    self.overdue = True
+                    process.kill()
+                    self.deadline = None
+                time.sleep(0.05)
 
     def ask(self, request: tuple[Any, ...]) -> list[Any] | Outcome:
         """The worker's answer, or the outcome that its death means."""
@@ -149,7 +148,7 @@ class Sandbox:
             self._free.put(worker)
         if isinstance(answer, Outcome):
             return [answer]
-        return [Outcome(columns=c, rows=r, error=e, message=m, steps=s) for c, r, e, m, s in answer]
+        return [Outcome(columns=c, rows=r, error=e, message=m, steps=s, broken=b) for c, r, e, m, s, b in answer]
 
     def map(self, tasks: Sequence[tuple[str, Sequence[str], str]]) -> list[list[Outcome]]:
         """`run` for many (statement, paths, dialect), over all workers, in the order given."""

@@ -40,6 +40,7 @@ class Outcome:
     Attributes:
         error: None when the rows are the answer.
         steps: virtual machine instructions used, rounded up to the progress handler's period (0 on a server).
+        broken: the server is what failed, so that nothing is known of the statement and no verdict may come of this.
     """
 
     columns: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class Outcome:
     error: Kind | None = None
     message: str = ""
     steps: int = 0
+    broken: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

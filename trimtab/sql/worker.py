@@ -82,7 +82,7 @@ def main() -> None:
             _cpu_clock(limits.seconds)
             found = reader.run(statement, path, dialect, quoted_values=quoted_values, backwards=backwards)
             _cpu_clock(0)
-            outcomes.append((found.columns, found.rows, found.error, found.message, found.steps))
+            outcomes.append((found.columns, found.rows, found.error, found.message, found.steps, found.broken))
             if found.error is not None:
                 break
         write_message(sink, outcomes)

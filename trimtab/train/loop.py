@@ -20,7 +20,7 @@ from torch import nn
 
 from trimtab import diagnose
 from trimtab.config import dump_resolved
-from trimtab.errors import ConfigError, NumericsError, RewardError
+from trimtab.errors import ConfigError, DataError, NumericsError, RewardError
 from trimtab.models import lora
 from trimtab.models.heads import HeadRecord, save_head
 from trimtab.models.packaged import quiet_unless_watched
@@ -127,7 +127,7 @@ def run(session: Session, trainer: Trainer, folder: RunFolder) -> Figures:
                 if progress.due("eval", number + 1):
                     try:
                         progress.evaluate(number + 1)
-                    except RewardError:
+                    except (RewardError, DataError):  # DataError: a database that is gone
                         progress.keep(number + 1)
                         raise
                 if progress.due("save", number + 1) and number + 1 < total:
