@@ -64,15 +64,17 @@ class Replays:
         if self.why or (size not in self._recorded and not pays):
             return step(tokens, lengths, width)
         self._tokens[:b], self._lengths[:b] = tokens, lengths
-        if size not in self._recorded:
-            self._make(step, rows, columns)
-            if self.why:
-                return step(tokens, lengths, width)
+        if size not in self._recorded and not self._make(step, rows, columns):
+            return step(tokens, lengths, width)
         # a copy: the next replay writes over it
         return self._recorded[size]()[:b].clone()
 
-    def _make(self, step: Step, rows: int, columns: int) -> None:
-        """Record a size and try it, on other tokens too: a step may be repeated, its keys and values go to the same places."""
+    def _make(self, step: Step, rows: int, columns: int) -> bool:
+        """Record a size and try it, on other tokens too: a step may be repeated, its keys and values go to the same places.
+
+        Returns:
+            May it be replayed? If not, `why` says why not.
+        """
 
         def run() -> Tensor:
             return step(self._tokens[:rows], self._lengths[:rows], columns)
@@ -90,10 +92,11 @@ class Replays:
             self.why = f"recording failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         self._tokens[:rows] = own
         if self.why:
-            return
+            return False
         if len(self._recorded) >= MOST:
             self._recorded.pop(next(iter(self._recorded)))
         self._recorded[rows, columns] = replay
+        return True
 
 
 def _near(found: Tensor, want: Tensor) -> bool:
@@ -116,7 +119,7 @@ def recorder(device: torch.device) -> Record | None:
     if device.type != "cuda" or _refused:
         return None
     # graphs share their memory: no two of them run at a time
-    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
@@ -158,4 +161,4 @@ def _abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: tuple[int,
 def _close(device: torch.device, pool: tuple[int, int]) -> None:
     """Tell torch's allocator that a broken capture is over; it would refuse `empty_cache` from here on."""
     with suppress(RuntimeError):
-        torch._C._cuda_endAllocateToPool(torch.cuda._utils._get_device_index(device, optional=True), pool)  # type: ignore[arg-type]
+        torch._C._cuda_endAllocateToPool(torch.cuda._utils._get_device_index(device, optional=True), pool)
