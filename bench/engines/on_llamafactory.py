@@ -5,6 +5,7 @@ The last pair of versions whose PPO runs. float32, as it chooses on a CPU; the v
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
@@ -23,6 +24,18 @@ def keys(work: Work, stage: str, folder: str, out: Path, **own: Any) -> dict[str
         "gradient_accumulation_steps": 1, "learning_rate": 1e-5, "lr_scheduler_type": "constant", "logging_steps": 1,
         "save_strategy": "no", "report_to": "none", "use_cpu": True, "preprocessing_num_workers": 1, **own,
     }  # fmt: skip
+
+
+def readable(folder: str, out: Path) -> str:
+    """The model with a tokenizer class that transformers 4 knows; weights are linked. (It reads another rotary base: no matter for time.)"""
+    out.mkdir()
+    for file in Path(folder).iterdir():
+        if file.name != "tokenizer_config.json":
+            (out / file.name).symlink_to(file.resolve())
+    told = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8"))
+    told["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (out / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
+    return str(out)
 
 
 def main() -> None:
@@ -46,6 +59,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
+        folder = readable(folder, out / "model")
         if work.kind == "ppo":
             from llamafactory.train.ppo.trainer import CustomPPOTrainer
 
