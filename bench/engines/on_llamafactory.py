@@ -27,7 +27,7 @@ def keys(work: Work, stage: str, folder: str, out: Path, **own: Any) -> dict[str
 
 
 def readable(folder: str, out: Path) -> str:
-    """The model with a tokenizer class that transformers 4 knows; weights are linked. (It reads another rotary base: no matter for time.)"""
+    """The model with a tokenizer class that transformers 4 knows; weights are linked. (It reads another rotary base; time is the same.)"""
     out.mkdir()
     for file in Path(folder).iterdir():
         if file.name != "tokenizer_config.json":
