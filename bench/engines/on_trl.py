@@ -91,8 +91,8 @@ def _rloo(
 
     common = {**common, "per_device_train_batch_size": work.rows * work.k}
     args = RLOOConfig(
-        num_generations=work.k, max_completion_length=work.new, beta=0.05, max_steps=2 if work.prompt[1] >= 400 else 3,
-        temperature=1.0, num_iterations=1, steps_per_generation=1, **common,
+        num_generations=work.k, max_completion_length=work.new, beta=0.05, max_steps=3, temperature=1.0, num_iterations=1,
+        steps_per_generation=1, **common,
     )  # fmt: skip
     return RLOOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), reward_funcs=length, args=args, processing_class=tokenizer,
