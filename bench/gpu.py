@@ -1,23 +1,24 @@
 """One GPU in one run: `python bench/gpu.py [--shapes 0.5b 7b] [--out FILE]`. Random weights of known shapes, no network, no hub.
 
 Measured: what the device gives (matrix products at the model's shapes, memory bandwidth), decoding at several batch sizes, a PPO step
-of 256 prompts on the small shape and the article's PPO settings on the large one, with peak memory. Each work has a process of its own:
-one that runs out of memory does not take the others along.
+of 256 prompts on the small shape and the article's PPO settings on the large one, with peak memory. Decoding and each training work have
+a process of their own: one that runs out of memory does not take the others along. Weights lie in memory (/dev/shm) where that exists.
 
-NOT YET RUN ON A GPU; on a CPU, `--shapes tiny` tries the script itself.
+On a CPU, `--shapes tiny` tries the script itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from run import HERE, machine, measure, ours
+from run import HERE, machine, measure_all, ours
 from works import WORKS
 
 # hidden, MLP, layers, query heads, key heads, vocabulary, tied
@@ -27,10 +28,11 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, bool]] = {
     "7b": (3584, 18944, 28, 28, 4, 152064, False),  # Qwen2-7B
 }
 WORKS_OF = {
-    "tiny": ("gpu-decode-8",),
-    "0.5b": ("gpu-decode-1", "gpu-decode-32", "gpu-decode-256", "gpu-ppo"),
-    "7b": ("gpu-decode-1", "gpu-decode-8", "gpu-decode-32", "gpu-article"),
+    "tiny": ("gpu-decode-1,gpu-decode-8", "ppo-head"),
+    "0.5b": ("gpu-decode-1,gpu-decode-32,gpu-decode-256", "gpu-ppo"),
+    "7b": ("gpu-decode-1,gpu-decode-8,gpu-decode-32", "gpu-article"),
 }
+RAM = Path("/dev/shm")
 
 
 def make(shape: str, folder: Path) -> Path:
@@ -103,34 +105,38 @@ def held_against(row: dict[str, Any], shape: str, rates: dict[str, float]) -> di
     update = row["parts"].get("seconds/update")
     found = {"samples_per_second": work.rows / row["seconds"]}
     if update:
-        tokens = work.batch * work.buffer * (sum(work.prompt) / 2 + work.new)
-        passes = (
-            4 * work.epochs * (2 if work.critic == "adapter" else 1)
-        )  # forward and input gradients, 2 N a token each
-        found["percent_of_products"] = 100 * passes * n * tokens / (rates["products_tflops"] * 1e12) / update
+        answers = work.batch * work.buffer * work.new
+        tokens = work.batch * work.buffer * sum(work.prompt) / 2 + answers
+        head = SHAPES[shape][0] * SHAPES[shape][5]
+        # forward and input gradients, 2 N a token each; the critic has no output head, the policy's is read at answers
+        policy, critic = (n - head) * tokens + head * answers, (n - head) * tokens * (work.critic == "adapter")
+        floating = 4 * work.epochs * (policy + critic)
+        found["percent_of_products"] = 100 * floating / (rates["products_tflops"] * 1e12) / update
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", default=["0.5b", "7b"], choices=list(SHAPES))
+    parser.add_argument("--works", default="", help="only works whose names hold this")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu.json")
     asked = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as name:
+    roomy = RAM.is_dir() and shutil.disk_usage(RAM).free > 20 * 2**30
+    with tempfile.TemporaryDirectory(dir=RAM if roomy else None) as name:
         for shape in asked.shapes:
             rates = device_rates(shape)
             print(json.dumps({"shape": shape, **rates}), flush=True)
             folder = make(shape, Path(name) / shape)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            for work in WORKS_OF[shape]:
-                row = measure([*ours(work), "--model", str(folder)])
-                if row is not None:
+            for works in (own for own in WORKS_OF[shape] if asked.works in own):
+                for row in measure_all([*ours(works), "--model", str(folder)]):
                     rows.append({"shape": shape, **row, "held_against": held_against(row, shape, rates)})
                     print(json.dumps({k: v for k, v in rows[-1].items() if k != "size"}), flush=True)
                     asked.out.parent.mkdir(parents=True, exist_ok=True)
                     asked.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1), encoding="utf-8")
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

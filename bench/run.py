@@ -20,13 +20,17 @@ HERE = Path(__file__).resolve().parent
 
 def measure(command: list[str]) -> dict[str, Any] | None:
     """The row that a measuring process prints; None, with what it said, when it fails."""
+    rows = measure_all(command)
+    return rows[-1] if rows else None
+
+
+def measure_all(command: list[str]) -> list[dict[str, Any]]:
+    """All rows that it prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows = [line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")]
+    rows = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
     if done.returncode or not rows:
         print(f"FAILED: {' '.join(command)}\n{done.stdout[-500:]}\n{done.stderr[-2000:]}", file=sys.stderr, flush=True)
-        return None
-    row: dict[str, Any] = json.loads(rows[-1])
-    return row
+    return rows
 
 
 def ours(work: str) -> list[str]:

@@ -57,9 +57,9 @@ WORKS = {
         Work(name="group-8x8", kind="group", rows=8, k=8, prompt=(400, 400), new=48, batch=8),
         Work(name="group-16x4", kind="group", rows=16, k=4, prompt=(43, 47), new=32, batch=16),
         # for one GPU (gpu.py): a published log's batch on a small model, and the article's settings on a large one
-        *(Work(name=f"gpu-decode-{n}", kind="decode", rows=n, prompt=(256, 256), new=128) for n in (1, 8, 32, 256)),
+        *(Work(name=f"gpu-decode-{n}", kind="decode", rows=n, prompt=(256, 256), new=256) for n in (1, 8, 32, 256)),
         Work(name="gpu-ppo", kind="ppo", rows=256, prompt=(100, 110), new=239, batch=64, buffer=4),
-        Work(name="gpu-article", kind="ppo", rows=32, prompt=(100, 400), new=512, batch=8, epochs=4, critic="adapter"),
+        Work(name="gpu-article", kind="ppo", rows=16, prompt=(100, 400), new=512, batch=8, epochs=4, critic="adapter"),
     )
 }
 

@@ -1,4 +1,5 @@
-"""trimtab on one work: `python bench/engines/ours.py WORK [--model FOLDER] [key=value ...]`.
+"""trimtab on one work: `python bench/engines/ours.py WORK [--model FOLDER] [key=value ...]`; works of decoding may be joined by commas,
+which loads the model once.
 
 Training works run as a user's would, through `run_exp`.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +44,15 @@ def config(work: Work, stage: str, folder: Path, model: str, **keys: Any) -> dic
     }
 
 
-def session_of(work: Work, folder: Path, model: str) -> Any:
+@cache
+def session_of(folder: Path, model: str) -> Any:
     """A loaded policy whose adapter is not zero: B is drawn, or the side path would be free for an engine that looks."""
     import torch
 
     from trimtab.config import load
     from trimtab.train.assemble import POLICY, assemble
 
-    session = assemble(load(config(work, "sft", folder, model, dataset="rows")))
+    session = assemble(load(config(WORKS["sft"], "sft", folder, model, dataset="rows")))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in session.roles.trainable(POLICY).items():
         if "lora_B" in name:
@@ -68,7 +71,7 @@ def decode(work: Work, folder: Path, model: str) -> dict[str, Any]:
 
     from trimtab.types import Example, Origin, Prompt, Sampling
 
-    session = session_of(work, folder, model)
+    session = session_of(folder, model)
     # no token ends an answer: equal work for every engine
     engine = replace(session.generator(), stop_ids=(-1,), slots=max(64, work.rows))
     example = Example(origin=Origin(file="bench", row=0))
@@ -89,7 +92,7 @@ def scoring(work: Work, folder: Path, model: str) -> dict[str, Any]:
     from trimtab.train.assemble import POLICY
     from trimtab.types import TokenRow
 
-    session = session_of(work, folder, model)
+    session = session_of(folder, model)
     rows = []
     for ids in prompt_ids(work, session):
         scored = tuple(range(len(ids), len(ids) + work.new))
@@ -143,20 +146,20 @@ def training(work: Work, folder: Path, model: str, overrides: list[str]) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", choices=list(WORKS))
+    parser.add_argument("works", type=lambda text: [WORKS[name] for name in text.split(",")])
     parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_args()
-    work = WORKS[asked.work]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if work.kind in ("decode", "prefill"):
-            figures = decode(work, folder, asked.model)
-        elif work.kind == "scoring":
-            figures = scoring(work, folder, asked.model)
-        else:
-            figures = training(work, folder, asked.model, asked.overrides)
-    report("trimtab", work, figures)
+        for work in asked.works:
+            if work.kind in ("decode", "prefill"):
+                figures = decode(work, folder, asked.model)
+            elif work.kind == "scoring":
+                figures = scoring(work, folder, asked.model)
+            else:
+                figures = training(work, folder, asked.model, asked.overrides)
+            report("trimtab", work, figures)
 
 
 if __name__ == "__main__":

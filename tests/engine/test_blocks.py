@@ -168,3 +168,39 @@ def test_without_packing_the_models_own_tensors_compute() -> None:
     held = weights.blocks[0].qkv.parts[0][0]
     assert held.data_ptr() == weights.model.model.layers[0].self_attn.q_proj.weight.data_ptr()
     assert weights.blocks[0].qkv.product is None
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_joined_layers_compute_what_they_did_and_hold_nothing_twice(bias: bool) -> None:
+    """What a GPU multiplies with, here on a CPU; the second layer has no adapter."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(12, width, bias=bias) for width in (7, 5, 4)]
+    x = torch.randn(3, 12)
+    a, b, c = torch.randn(3, 12), torch.randn(7, 3), torch.randn(4, 2)
+    low = torch.randn(2, 12)
+    want = torch.cat([layer(x) for layer in layers], dim=1)
+    want[:, :7] += x @ a.t() @ b.t()
+    want[:, 12:] += x @ low.t() @ c.t()
+    sides = torch.zeros(16, 5)
+    sides[:7, :3], sides[12:, 3:] = b, c
+    biases = torch.cat([layer.bias.detach() for layer in layers]) if bias else None
+    with torch.no_grad():
+        joined = products.Joined(layers, torch.cat([a, low]), sides, biases)
+        torch.testing.assert_close(joined(x), want)
+        assert joined.weight.shape == (24, 12)  # 16 outputs, 5 ranks and three rows to fill up
+        assert layers[1].weight.data_ptr() == joined.weight[7:].data_ptr()
+        torch.testing.assert_close(
+            torch.cat([layer(x) for layer in layers], dim=1), want - joined_sides(x, a, b, low, c)
+        )
+        again = products.Joined(layers, None, None, biases)
+        assert again.weight.data_ptr() == joined.weight.data_ptr()
+        torch.testing.assert_close(again(x), torch.cat([layer(x) for layer in layers], dim=1))
+        assert again.holds() and not joined.holds()
+        layers[0].weight += 1  # a step of an optimizer is seen
+        torch.testing.assert_close(again(x), torch.cat([layer(x) for layer in layers], dim=1))
+        layers[2].weight.data = layers[2].weight.clone()  # another tensor is joined anew
+        assert products.Joined(layers, None, None, biases).weight.data_ptr() != joined.weight.data_ptr()
+
+
+def joined_sides(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, low: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x @ a.t() @ b.t(), torch.zeros(len(x), 5), x @ low.t() @ c.t()], dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.engine.test_generator import NEVER, engine, policy, prompt, texts
 from trimtab.engine import generator, graphs
 from trimtab.engine.blocks import BlockDecoder, Weights
-from trimtab.engine.graphs import AFTER, COLUMNS, LEFT
+from trimtab.engine.graphs import AFTER, COLUMNS, LEFT, Record
 from trimtab.types import Sampling
 
 pytestmark = pytest.mark.engine
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.engine
 ROWS = [prompt(i, *range(20 + i, 24 + i + 7 * (i % 5))) for i in range(13)]
 """Prompts of 4 to 32 tokens."""
 SAMPLING = Sampling(max_new_tokens=60, seed=4)
-"""Rows of 64 to 92 tokens: two numbers of columns."""
+"""Rows of 64 to 92 tokens."""
 STOPS = tuple(range(3, 20))
 """Rows end after a few tokens to sixty, so that eight slots are full, half full and nearly empty."""
 
@@ -34,16 +34,17 @@ class Tape:
         self.replayed = 0
         self.spoil = spoil
 
-    def __call__(self) -> Callable[[Callable[[], Tensor]], Callable[[], Tensor]]:
-        def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-            out = run().clone()
+    def __call__(self) -> Record:
+        def record(run: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Tensor]:
+            first = run()
+            out = first.clone()
             self.sizes.append(tuple(out.shape))
 
             def replay() -> Tensor:
                 self.replayed += 1
                 return out.copy_(run()).add_(self.spoil)
 
-            return replay
+            return replay, first
 
         return record
 
@@ -95,12 +96,12 @@ def test_a_size_is_recorded_when_it_comes_back_and_sizes_are_few() -> None:
     assert not tape.sizes and asked == [(5, 10)] * AFTER
     tape, asked = steps_of(12, [(5, 10)] * AFTER + [(6, COLUMNS - LEFT), (7, 60)])
     assert len(tape.sizes) == 1 and set(asked[AFTER:]) == {(8, COLUMNS)}
-    tape, asked = steps_of(12, [(5, COLUMNS - LEFT + 1)] * 9)
+    tape, asked = steps_of(12, [(5, 192 - LEFT + 1)] * 9)
     assert not tape.sizes  # too few columns are left for it to pay
-    sizes = [(r, c) for r in (1, 2, 3, 9) for c in (10, 65)]
+    sizes = [(r, c) for r in (1, 2, 3, 9) for c in (10, COLUMNS - LEFT + 1)]
     tape, asked = steps_of(12, sizes * (AFTER + 1))
-    # rows to a power of two or all slots, columns to a multiple of 64
-    assert set(asked) - set(sizes) == {(r, c) for r in (1, 2, 4, 12) for c in (64, 128)}
+    # rows and columns to a power of two, or all slots, or all columns: 150, in whole steps of 64
+    assert set(asked) - set(sizes) == {(r, c) for r in (1, 2, 4, 12) for c in (COLUMNS, 192)}
     assert len(tape.sizes) == 8
 
 
@@ -137,14 +138,14 @@ def test_a_recording_that_gives_other_numbers_is_not_used(monkeypatch: pytest.Mo
 def test_a_recording_that_holds_its_inputs_fast_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """It gives the right states for the tokens that it was recorded with, and for no others."""
 
-    def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def record(run: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Tensor]:
         out = run().clone()
-        return lambda: out
+        return lambda: out, out
 
     said: list[str] = []
     recording(monkeypatch, lambda: record)
     engine(policy(), STOPS, slots=8, say=said.append).generate(ROWS, SAMPLING)
-    assert len(said) == 1 and "other hidden states" in said[0]
+    assert len(said) == 1 and "does not read its tokens" in said[0]
 
 
 def test_nan_is_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +156,7 @@ def test_nan_is_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_recording_that_fails_is_said_and_decoding_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def refuse(run: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Tensor]:
         raise torch.OutOfMemoryError("no memory for a graph\nand more")
 
     roles, said = policy(), []

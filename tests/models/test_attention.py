@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from trimtab.models import attention
-from trimtab.models.attention import Tree, Trees, tree_attention
+from trimtab.models.attention import SQUARE, Tree, Trees, tree_attention
 from trimtab.models.tiny import tiny_model
 
 pytestmark = pytest.mark.unit
@@ -65,6 +66,43 @@ def test_both_forms_for_a_gpu_compute_what_the_blocks_do(triton: bool, monkeypat
         warnings.simplefilter("ignore", UserWarning)  # that it is not compiled
         got = attention._on_cuda(q, k, v, trees, 0.3)
     torch.testing.assert_close(got, tree_attention(q, k, v, trees, 0.3), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_block_that_is_looked_at_is_left_out(seed: int) -> None:
+    """Of long trees and rows, in blocks of 128 tokens; and few others are computed."""
+    draw = random.Random(seed)
+    shapes = [
+        (draw.choice((0, 3, 200, 400)), [draw.randint(1, 150) for _ in range(draw.randint(1, 4))]) for _ in range(9)
+    ]
+    trees = grow(shapes)
+    n = -(-trees.n // SQUARE)
+    padded = F.pad(trees.mask()[0, 0].float(), (0, -trees.n % SQUARE) * 2)
+    needed = padded.view(n, SQUARE, n, SQUARE).amax((1, 3)).bool()
+    seen = trees._blocks_seen()
+    assert not bool((needed & ~seen).any())
+    assert float(seen.sum()) <= 1.3 * float(needed.sum())
+
+
+def test_a_branch_does_not_compute_its_siblings() -> None:
+    """A stem and two branches of two blocks each: 3 + 7 + 7 pairs of blocks would be seen without sharing's mask; four are not."""
+    seen = grow([(256, [256, 256])])._blocks_seen()
+    assert seen.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 1, 1],
+    ]
+
+
+def test_rows_that_share_nothing_are_found() -> None:
+    found = grow([(0, [2]), (0, [1, 3]), (0, [2])]).rows()
+    assert found is not None
+    starts, longest = found
+    assert starts.tolist() == [0, 2, 3, 6, 8] and starts.dtype == torch.int32 and longest == 3
+    assert grow([(0, [2]), (1, [1, 3])]).rows() is None
 
 
 def against_a_dense_mask(trees: Trees) -> None:

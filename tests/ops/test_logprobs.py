@@ -157,6 +157,35 @@ def test_the_gradient_of_a_sure_token_keeps_its_digits() -> None:
     assert grad.item() == pytest.approx(other * (16.0 - 0.6), rel=1e-5)
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_all_of_a_vocabulary_at_once_is_its_tiles(temperature: float, with_bias: bool) -> None:
+    """What a GPU computes, here on a CPU."""
+    hidden, weight, bias, targets = made()
+    own = bias if with_bias else None
+    tiles = logprobs._by_tiles(hidden, weight, own, targets, temperature, wants_unit=True)
+    at_once = logprobs._at_once(hidden, weight, own, targets, temperature, wants_unit=True)
+    for a, b in zip(at_once, tiles, strict=True):
+        close(a, b)
+    assert logprobs._at_once(hidden, weight, own, targets, temperature, wants_unit=False)[2] is None
+
+
+def test_a_sure_token_keeps_its_digits_at_once() -> None:
+    """Logits (40, 0): 1 - p = 1 / (1 + e^40) = 4.248e-18, which 1 - exp(logp) would round to 0."""
+    z = torch.tensor([[40.0, 0.0]], dtype=torch.float64)
+    logp, entropy, others, share = logprobs._softmax(z, torch.tensor([0]), 1.0, True)
+    close(others, [[4.248354255291589e-18]], tol=1e-15 * 4e-18)
+    close(share, [[0.0, 4.248354255291589e-18]], tol=1e-15 * 4e-18)
+    close(logp, [0.0])
+    close(entropy, [41 * 4.248354255291589e-18], tol=1e-14)
+
+
+def test_rows_of_a_chunk_on_a_gpu_are_those_of_a_tile() -> None:
+    assert logprobs.rows_at_a_time(1 << 16, "cuda") == 1 << 10
+    assert logprobs.rows_at_a_time(1 << 27, "cuda") == 1
+    assert logprobs.rows_at_a_time(1 << 16, "cpu") == 256
+
+
 def test_no_rows() -> None:
     hidden, weight, _, targets = made()
     hidden = hidden[:0].requires_grad_()

@@ -31,9 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trimtab.engine.between import add_rms, rms, silu_mul, turn, turn_and_store
 from trimtab.engine.decoders import passes
 from trimtab.engine.graphs import Record, Replays
-from trimtab.engine.products import Product, can_pack
+from trimtab.engine.products import Joined, Product, can_pack
 from trimtab.models import lora
 from trimtab.models.attention import tree_attention
 from trimtab.models.copies import copied
@@ -49,38 +50,50 @@ FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 class Linear:
-    """Layers that read the same x, with their active adapters."""
+    """Layers that read the same x, with their active adapters, in one of three forms: packed (a CPU with bfloat16), joined (a GPU), or the
+    layers' own weights one after the other."""
 
     def __init__(self, layers: Sequence[nn.Module], packing: bool) -> None:
         parts = [_part(layer) for layer in layers]
-        self.widths = [len(weight) for weight, *_ in parts]
-        self.a: Tensor | None = None
-        self.product: Product | None = None
-        self.parts = [] if packing else parts
-        if not packing:
-            return
-        weight = torch.cat([weight for weight, *_ in parts])
+        weights = [weight for weight, *_ in parts]
         lows = [a for _, _, a, _ in parts if a is not None]
-        if lows:
-            self.a = torch.cat(lows)
-            # each layer's B reads its own low-rank input: a block of columns per layer, zero elsewhere
-            sides = weight.new_zeros(len(weight), len(self.a))
-            row = column = 0
-            for own, _, a, b in parts:
-                if a is not None and b is not None:
-                    sides[row : row + len(own), column : column + len(a)] = b
-                    column += len(a)
-                row += len(own)
-            weight = torch.cat([weight, sides], dim=1)
+        self.a = torch.cat(lows) if lows else None
+        sides = _sides(parts, len(self.a)) if self.a is not None else None
         biases = [bias for _, bias, *_ in parts if bias is not None]
-        self.product = Product(weight, torch.cat(biases) if biases else None)
+        bias = torch.cat(biases) if biases else None
+        self.product: Product | None = None
+        self.joined: Joined | None = None
+        if packing:
+            weight = torch.cat(weights)
+            self.product = Product(weight if sides is None else torch.cat([weight, sides], dim=1), bias)
+        elif weights[0].device.type == "cuda":
+            self.joined = Joined(layers, self.a, sides, bias)
+        else:
+            self.parts = [(weight, own) for weight, own, *_ in parts]
+            self.sides = sides
 
     def __call__(self, x: Tensor) -> Tensor:
         """x `[n in]` -> `[n out]`, the layers' outputs side by side."""
+        if self.joined is not None:
+            return self.joined(x)
         if self.product is not None:
             return self.product(x if self.a is None else torch.cat([x, F.linear(x, self.a)], dim=1))
-        outputs = [lora.product(x, weight, bias, a, b)[0] for weight, bias, a, b in self.parts]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        outputs = [F.linear(x, weight, bias) for weight, bias in self.parts]
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return y if self.a is None or self.sides is None else y.addmm_(F.linear(x, self.a), self.sides.t())
+
+
+def _sides(parts: Sequence[tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]], rank: int) -> Tensor:
+    """s B of all layers `[out R]`: each reads its own low-rank input, a block of columns per layer, zero elsewhere."""
+    weight = parts[0][0]
+    sides = weight.new_zeros(sum(len(weight) for weight, *_ in parts), rank)
+    row = column = 0
+    for own, _, a, b in parts:
+        if a is not None and b is not None:
+            sides[row : row + len(own), column : column + len(a)] = b
+            column += len(a)
+        row += len(own)
+    return sides
 
 
 def _part(layer: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -93,7 +106,7 @@ def _part(layer: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | No
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The weights of one layer."""
+    """The weights of one layer, and the norm that comes after it."""
 
     norm: Tensor
     qkv: Linear
@@ -102,6 +115,7 @@ class Block:
     norm_after: Tensor
     gate_up: Linear
     down: Linear
+    norm_next: Tensor
 
 
 class Weights:
@@ -118,20 +132,22 @@ class Weights:
         config: Any = model.config.get_text_config()
         weight = head_weight(model)
         packing = packing and can_pack(weight.dtype, weight.device.type)
-        self._state = _state(model, active)
         self.dtype, self.device = weight.dtype, weight.device
         self.heads, self.keys = config.num_attention_heads, config.num_key_value_heads
         self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
         self.embedding = trunk.embed_tokens.weight.detach()
         self.rotary = trunk.rotary_emb
-        self.norm = trunk.norm.weight.detach()
-        self.blocks = [self._block(layer, packing) for layer in trunk.layers]
+        norms = [layer.input_layernorm.weight for layer in trunk.layers[1:]] + [trunk.norm.weight]
+        self.blocks = [
+            self._block(layer, norm.detach(), packing) for layer, norm in zip(trunk.layers, norms, strict=True)
+        ]
+        self._state = _state(model, active)  # after joining, which moves weights
         bias = head_bias(model)
         self._head = (weight.detach(), None if bias is None else bias.detach())
         self._packed_head = Product(*self._head) if packing else None
 
-    def _block(self, layer: Any, packing: bool) -> Block:
+    def _block(self, layer: Any, norm_next: Tensor, packing: bool) -> Block:
         attention, mlp = layer.self_attn, layer.mlp
         qk_norm = None
         if hasattr(attention, "q_norm"):
@@ -145,11 +161,13 @@ class Weights:
             norm_after=layer.post_attention_layernorm.weight.detach(),
             gate_up=Linear([mlp.gate_proj, mlp.up_proj], packing),
             down=Linear([mlp.down_proj], packing),
+            norm_next=norm_next,
         )
 
     def current(self, active: Sequence[str]) -> bool:
         """Are these still the weights of the model with these adapters?"""
-        return self._state == _state(self.model, active)
+        held = all(block.qkv.joined is None or block.qkv.joined.holds() for block in self.blocks)
+        return held and self._state == _state(self.model, active)
 
     def head(self, states: Tensor) -> Tensor:
         """`[b d]` -> `[b v]`"""
@@ -175,6 +193,8 @@ class BlockDecoder:
 
     def __init__(self, weights: Weights, slots: int, capacity: int, record: Record | None = None) -> None:
         self.weights = w = weights
+        if record is not None:
+            capacity = -(-capacity // 64) * 64  # kernels for a mask like rows that are aligned
         shape = (len(w.blocks), slots, w.keys, capacity, w.size)
         # zeros: a shorter row's masked columns are multiplied by 0, and what lay in memory may be nan
         self.k = torch.zeros(shape, dtype=w.dtype, device=w.device)
@@ -204,24 +224,28 @@ class BlockDecoder:
             for i in range(k)
         ]
         x = F.embedding(packed.ids[0], w.embedding)
+        normed = rms(x, w.blocks[0].norm, w.eps)
         cos, sin = self.cos[columns][:, None], self.sin[columns][:, None]
         last = torch.tensor(ends[1:], device=w.device) - 1
+        early = (
+            w.device.type == "cpu"
+        )  # a GPU computes the rows of one call at once sooner than a few of them one by one
         for number, block in enumerate(w.blocks):
-            q, key, value = self._qkv(block, x, cos, sin)
+            qkv = block.qkv(normed).view(len(x), -1, w.size)
+            q, key, value = turn(qkv, cos, sin, w.keys, block.qk_norm, w.eps)
             for slot in places:
                 self.k[number, slot, :, columns[:n]] = key[:n]
                 self.v[number, slot, :, columns[:n]] = value[:n]
-            if (
-                number == len(w.blocks) - 1
-            ):  # of the last layer only the last token of each prompt is read, but it sees them all
+            # of the last layer only the last token of each prompt is read, but it sees them all
+            if early and number == len(w.blocks) - 1:
                 seen = _last_attention(q[last], key, value, ends, w.size**-0.5)
                 x = x[last]
             else:
                 seen = tree_attention(
                     q.transpose(0, 1)[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], trees, w.size**-0.5
                 )[0].flatten(1)
-            x = self._after(block, x, seen)
-        return _rms(x, w.norm, w.eps)
+            x, normed = self._after(block, x, seen)
+        return normed if early else normed[last]
 
     def step(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
         if self.replays is not None:
@@ -239,35 +263,23 @@ class BlockDecoder:
         )
         cos, sin = self.cos[lengths][:, None], self.sin[lengths][:, None]
         x = F.embedding(tokens, w.embedding)
+        normed = rms(x, w.blocks[0].norm, w.eps)
         for number, block in enumerate(w.blocks):
-            q, key, value = self._qkv(block, x, cos, sin)
             k, v = self.k[number], self.v[number]
-            k[rows, :, lengths] = key
-            v[rows, :, lengths] = value
+            qkv = block.qkv(normed).view(b, -1, w.size)
+            q = turn_and_store(qkv, cos, sin, k, v, rows, lengths, block.qk_norm, w.eps)
             # the g query heads of a key head are g queries of one head: nothing is repeated
             seen = F.scaled_dot_product_attention(
                 q.view(b, w.keys, -1, w.size), k[:b, :, :width], v[:b, :, :width], attn_mask=mask, scale=w.size**-0.5
             )
-            x = self._after(block, x, seen.reshape(b, -1))
-        return _rms(x, w.norm, w.eps)
+            x, normed = self._after(block, x, seen.reshape(b, -1))
+        return normed
 
-    def _qkv(self, block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries `[n h e]`, keys and values `[n j e]` of x `[n d]`, turned to their positions."""
-        w = self.weights
-        qkv = block.qkv(_rms(x, block.norm, w.eps)).view(len(x), -1, w.size)
-        qk, value = qkv[:, : w.heads + w.keys], qkv[:, w.heads + w.keys :]
-        if block.qk_norm is not None:
-            qk = _rms(qk, block.qk_norm, w.eps)
-        swapped = qk.reshape(*qk.shape[:2], 2, -1).flip(-2).flatten(-2)
-        qk = torch.addcmul(qk * cos, swapped, sin)
-        return qk[:, : w.heads], qk[:, w.heads :], value
-
-    def _after(self, block: Block, x: Tensor, seen: Tensor) -> Tensor:
-        """The rest of a block, from what attention saw `[n h e]`."""
-        x = x + block.o(seen)
-        gate_up = block.gate_up(_rms(x, block.norm_after, self.weights.eps))
-        gate, up = gate_up.chunk(2, dim=-1)
-        return x + block.down(F.silu(gate).mul_(up))
+    def _after(self, block: Block, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The rest of a block, from what attention saw `[n (h e)]`: the residual stream, and what the next one reads of it."""
+        eps = self.weights.eps
+        x, normed = add_rms(x, block.o(seen), block.norm_after, eps)
+        return add_rms(x, block.down(silu_mul(block.gate_up(normed))), block.norm_next, eps)
 
     def move(self, sources: Tensor, targets: Tensor, width: int) -> None:
         for own in (self.k, self.v):
@@ -285,13 +297,6 @@ def _last_attention(q: Tensor, key: Tensor, value: Tensor, ends: Sequence[int], 
         k, v = key[start:end].transpose(0, 1), value[start:end].transpose(0, 1)
         found.append(F.scaled_dot_product_attention(q[i].view(len(k), -1, e), k, v, scale=scale).reshape(h * e))
     return torch.stack(found)
-
-
-def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """w x / sqrt(mean(x^2) + eps), moments in float32, rounded to the type of x before w as transformers does (arXiv:1910.07467)."""
-    wide = x.float()
-    r: Tensor = torch.linalg.vecdot(wide, wide).unsqueeze(-1).div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (wide * r).to(x.dtype).mul_(weight)
 
 
 # ------------------------------------------------------------------------------------------------- which models these are

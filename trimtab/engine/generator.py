@@ -57,7 +57,7 @@ class Generator(Protocol):
 
 STEP = 8
 
-AHEAD = 4
+AHEAD = 8
 """Steps that a GPU goes on before the host looks at what was drawn. A row that stopped in between is computed for nothing until then."""
 
 

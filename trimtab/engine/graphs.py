@@ -1,9 +1,9 @@
 """Decoding steps recorded once and replayed: on a GPU, starting the hundreds of kernels of a small step takes longer than running them.
 
 A CUDA graph repeats the same kernels on the same addresses, so it fits one number of rows and one number of columns of the cache. Steps
-are therefore filled up to a few sizes: rows to the next power of two, columns to the next multiple of `COLUMNS`. What stands in the
-filled rows and columns is computed and not read. A size that comes back is recorded, and held against the step itself on two inputs; if
-they differ, or recording fails, this process replays nothing more and says so once.
+are therefore filled up to a few sizes, powers of two both. What stands in the filled rows and columns is computed and not read: reading
+a cache twice as long costs less than recording twice. A size that comes back is recorded, and held against the step itself; if they
+differ, or recording fails, this process replays nothing more and says so once.
 
 Shapes: b live rows, r of a recorded step, d hidden size.
 """
@@ -19,14 +19,15 @@ from torch import Tensor
 
 Step = Callable[[Tensor, Tensor, int], Tensor]
 """Tokens `[b]`, lengths `[b]`, how many columns of the cache are seen -> hidden states `[b d]`. What else it touches stays in its place."""
-Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""What repeats a function's kernels, and gives back the tensor that they write."""
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], Tensor], Tensor]]
+"""What repeats a function's kernels, and gives back the tensor that they write; beside it what the function itself gave."""
 
-COLUMNS = 64
-AFTER = 4
+COLUMNS = 128
+"""The fewest columns of a recorded step."""
+AFTER = 1
 """Times that a size has come before it is recorded."""
 LEFT = 24
-"""Columns that must still be free in a size that is recorded: recording and trying costs about as much as six steps."""
+"""Columns that must still be free in a size that is recorded: recording and trying costs as much as a few steps."""
 MOST = 32
 """Recordings that are kept; the oldest goes first. A graph of a large model takes some megabytes beside torch's count."""
 TOLERANCE = 1e-2
@@ -57,7 +58,7 @@ class Replays:
         """What `step(tokens, lengths, width)` gives."""
         b = len(tokens)
         rows = min(1 << (b - 1).bit_length(), len(self._tokens))
-        columns = min(-(-width // COLUMNS) * COLUMNS, self._capacity)
+        columns = min(max(COLUMNS, 1 << (width + LEFT - 1).bit_length()), self._capacity)
         size = (rows, columns)
         self._met[size] += 1
         pays = self._met[size] > AFTER and columns - width >= LEFT
@@ -70,24 +71,23 @@ class Replays:
         return self._recorded[size]()[:b].clone()
 
     def _make(self, step: Step, rows: int, columns: int) -> bool:
-        """Record a size and try it, on other tokens too: a step may be repeated, its keys and values go to the same places.
+        """Record a size and try it: a step may be repeated, its keys and values go to the same places.
 
         Returns:
             May it be replayed? If not, `why` says why not.
         """
-
-        def run() -> Tensor:
-            return step(self._tokens[:rows], self._lengths[:rows], columns)
-
         own = self._tokens[:rows].clone()
         try:
-            replay = self._record(run)
-            for tokens in (torch.zeros_like(own), own):
-                self._tokens[:rows] = tokens
-                want = run()
-                if not _near(replay(), want):
-                    self.why = f"a recorded step of {rows} rows and {columns} columns gave other hidden states"
-                    break
+            replay, want = self._record(lambda: step(self._tokens[:rows], self._lengths[:rows], columns))
+            want = want.clone()
+            # other tokens first: a recording that has its input built in would go on giving what it gave
+            self._tokens[:rows] = (own == 0).long()
+            other = replay().clone()
+            self._tokens[:rows] = own
+            if not _near(replay(), want):
+                self.why = f"a recorded step of {rows} rows and {columns} columns gave other hidden states"
+            elif torch.equal(other, want):
+                self.why = f"a recorded step of {rows} rows and {columns} columns does not read its tokens"
         except RuntimeError as error:
             self.why = f"recording failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         self._tokens[:rows] = own
@@ -121,11 +121,11 @@ def recorder(device: torch.device) -> Record | None:
     # graphs share their memory: no two of them run at a time
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def record(run: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Tensor]:
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
-            run()  # libraries set up what they need at their first call on a stream, which cannot be recorded
+            first = run()  # libraries set up what they need at their first call on a stream, which cannot be recorded
             stream.synchronize()
             # thread_local: a reward function's own thread may use the GPU meanwhile
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
@@ -145,7 +145,7 @@ def recorder(device: torch.device) -> Record | None:
             graph.replay()
             return out
 
-        return replay
+        return replay, first
 
     return record
 

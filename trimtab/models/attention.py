@@ -10,8 +10,8 @@ eight answers of 48 tokens to a prompt of 400 use 40 % of it, forty rows of 40 t
 queries, and the keys that they may see), blocks of like size are computed together, and only the inputs are kept for the backward pass.
 
 The products run in float32, also over bfloat16 inputs: scores are not rounded before the softmax. Measured on rows of 40 tokens,
-torch's own kernel takes five times as long for forward and backward in bfloat16 (docs/log.md). On CUDA the same trees become a block
-mask of flex_attention, or one boolean mask where Triton is missing (untested on a GPU).
+torch's own kernel takes five times as long for forward and backward in bfloat16 (docs/log.md). On CUDA rows that share nothing go
+through torch's flash attention, trees become a block mask of flex_attention, or one boolean mask where Triton is missing.
 
 Shapes: n tokens of the sequence, h query heads, j key heads, d numbers per head; r spans of a block, m queries and c keys of each.
 """
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -42,6 +42,9 @@ QUERIES = 256
 
 SCORES = 1 << 19
 """Score entries (over all heads) of a block at most, unless it is a single span: 2 MB, which a core's cache holds."""
+
+SQUARE = 128
+"""Tokens of a block of flex_attention's mask, either way."""
 
 Span = tuple[int, int]
 
@@ -81,6 +84,7 @@ class Trees:
     _blocks: list[Block] | None = None
     _mask: Any = None
     _block_mask: Any = None
+    _rows: tuple[Tensor, int] | None = None
 
     def blocks(self) -> list[Block]:
         """The sequence in blocks, like sizes together."""
@@ -95,6 +99,14 @@ class Trees:
             for index, (start, end) in enumerate((one.stem, *one.branches)):
                 tree[start:end], branch[start:end] = number, index
         return tree.to(self.device), branch.to(self.device)
+
+    def rows(self) -> tuple[Int[Tensor, " r1"], int] | None:
+        """Where each row starts (and the last one ends), int32, and the longest row; None where some share a stem."""
+        if self._rows is None and all(stem[0] == stem[1] for stem in (tree.stem for tree in self.trees)):
+            spans = [branch for tree in self.trees for branch in tree.branches]
+            starts = torch.tensor([0, *(end for _, end in spans)], dtype=torch.int32, device=self.device)
+            self._rows = starts, max(end - start for start, end in spans)
+        return self._rows
 
     def mask(self) -> Tensor:
         """`[1 1 n n]`: True where the row may look at the column. The definition that every other form is tested against."""
@@ -115,10 +127,37 @@ class Trees:
         return sees
 
     def block_mask(self) -> Any:
-        """The same for flex_attention."""
+        """The same for flex_attention. Which blocks are looked at comes from the spans: no mask of n^2 entries is ever made."""
         if self._block_mask is None:
-            self._block_mask = create_block_mask(self.sees(), None, None, self.n, self.n, device=str(self.device))
+            seen = self._blocks_seen()
+            self._block_mask = BlockMask.from_kv_blocks(
+                seen.sum(dim=-1, dtype=torch.int32)[None, None].to(self.device),
+                seen.int().argsort(dim=-1, descending=True, stable=True).int()[None, None].to(self.device),
+                BLOCK_SIZE=SQUARE,
+                mask_mod=self.sees(),
+                seq_lengths=(self.n, self.n),
+            )
         return self._block_mask
+
+    def _blocks_seen(self) -> Tensor:
+        """`[m m]`, m blocks of `SQUARE` tokens: may a token of the row's block look at one of the column's? Never false where one may."""
+        tree, span, stem = (torch.zeros(self.n, dtype=torch.long) for _ in range(3))
+        spans = 0
+        for number, one in enumerate(self.trees):
+            for index, (start, end) in enumerate((one.stem, *one.branches)):
+                tree[start:end], span[start:end], stem[start:end] = number, spans, int(index == 0)
+                spans += 1
+        # the last block is filled up with its last token
+        tree, span, stem = (
+            F.pad(x[None, None].double(), (0, -self.n % SQUARE), "replicate")[0, 0] for x in (tree, span, stem)
+        )
+
+        def near(x: Tensor) -> Tensor:
+            low, high = (edge(x.view(-1, SQUARE), 1) for edge in (torch.amin, torch.amax))
+            return (low[:, None] <= high) & (high[:, None] >= low)
+
+        has_stem = stem.view(-1, SQUARE).amax(1).bool()
+        return (near(span) | (near(tree) & has_stem)).tril()
 
 
 # ------------------------------------------------------------------------------------------------------------- cutting
@@ -264,18 +303,51 @@ def tree_attention(
 
 
 def _on_cuda(q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
-    """The two forms for a GPU; tests run them on a CPU, uncompiled."""
+    """The three forms for a GPU: flash attention over the rows where no prompt is shared, else flex_attention, else one mask."""
+    if _flash_takes(q) and (rows := trees.rows()) is not None:
+        return _flash(q, k, v, *rows, scale)[None]
+    grouped = q.shape[1] != k.shape[1]
     flex = _flex_attention()
     if flex is None:
-        mask = trees.mask()
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=trees.mask(), scale=scale, enable_gqa=grouped)
     else:
-        out = flex(q, k, v, block_mask=trees.block_mask(), scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        out = flex(q, k, v, block_mask=trees.block_mask(), scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2).contiguous()
 
 
+def _flash(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, scale: float) -> Tensor:
+    """Rows one after the other, `[1 h n d]` -> `[n h d]`. torch's own build of arXiv:2307.08691, differentiable."""
+    out: Tensor = torch.ops.aten._flash_attention_forward(
+        *(x[0].transpose(0, 1) for x in (q, k, v)), starts, starts, longest, longest, 0.0, True, False, scale=scale
+    )[0]
+    return out
+
+
+def _flash_takes(q: Tensor) -> bool:
+    """16-bit numbers and a head that its kernels have, on a GPU on which it gives what a mask gives."""
+    fits = q.element_size() == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return fits and _flash_is_right(str(q.device), q.dtype)
+
+
 @cache
-def _flex_attention() -> Any:  # pragma: no cover - untested: needs a GPU
+@torch.no_grad()
+def _flash_is_right(device: str, dtype: torch.dtype) -> bool:
+    """Tried once on two rows with grouped queries; it is a private operator of torch."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, h, 11, 64, generator=generator).to(device, dtype) for h in (4, 2, 2))
+    trees = Trees((Tree((0, 0), ((0, 4),)), Tree((4, 4), ((4, 11),))), 11, 4, torch.device(device))
+    want = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=trees.mask(), enable_gqa=True)
+    rows = trees.rows()
+    assert rows is not None
+    try:
+        got = _flash(q, k, v, *rows, 64**-0.5).float()
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+        return False
+    return bool((got - want[0].transpose(0, 1)).abs().max() <= 2e-2)
+
+
+@cache
+def _flex_attention() -> Any:  # pragma: no cover - needs a GPU
     """torch's flex_attention, compiled (uncompiled it makes all scores); None without Triton, which compiles it."""
     if find_spec("triton") is None:
         return None

@@ -94,6 +94,7 @@ def load_base(
                 local_files_only=True,
                 output_loading_info=True,
                 **(_packed(packing, dtype, device) if packing is not None else {}),
+                **(_at_once(device) if packing is None else {}),
             )
     except pickle.UnpicklingError as error:
         raise ModelError(
@@ -120,11 +121,16 @@ def load_base(
             why="transformers would fill them with random numbers",
             remedy="use a folder saved from a causal language model (a reward or embedding model has no such head)",
         )
-    if packing is None:  # packed weights are where they belong already
+    if packing is None and torch.device(device).type != "cuda":  # else they are where they belong already
         cast(Any, model).to(device)
     cast(Any, model).eval().requires_grad_(False)
     check_plain_head(model)
     return model
+
+
+def _at_once(device: torch.device | str) -> dict[str, Any]:
+    """Onto a GPU tensor by tensor: a model that fills it need not fit into the machine's own memory as well."""
+    return {"device_map": {"": device}} if torch.device(device).type == "cuda" else {}
 
 
 def _packed(packing: Packing, dtype: torch.dtype, device: torch.device | str) -> dict[str, Any]:

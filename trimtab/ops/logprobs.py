@@ -25,6 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trimtab.ops.fused import fused
+
 
 def logprobs_and_entropy(
     hidden: Float[Tensor, "s d"],
@@ -33,7 +35,7 @@ def logprobs_and_entropy(
     *,
     temperature: float = 1.0,
     bias: Float[Tensor, " v"] | None = None,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
     """Log-probability of each target, and entropy of each distribution, at the given temperature.
 
@@ -43,6 +45,7 @@ def logprobs_and_entropy(
     """
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden, weight, bias))
     function = _LogprobsAndEntropy.apply
+    chunk = chunk or rows_at_a_time(len(weight), hidden.device.type)
     logp, entropy = function(hidden, weight, bias, targets, temperature, chunk, learns)  # type: ignore[no-untyped-call]
     return logp, entropy
 
@@ -166,6 +169,13 @@ class _LogprobsAndEntropy(torch.autograd.Function):
 
 TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Logits that exist at a time in the forward pass: on a CPU 2 MB, which its caches hold; on a GPU what keeps it busy."""
+CHUNK = 256
+"""Rows of a chunk on a CPU, whose vocabulary is cut into tiles; on a GPU a tile has the whole vocabulary, and fewer rows."""
+
+
+def rows_at_a_time(vocabulary: int, device: str) -> int:
+    """c"""
+    return max(1, TILE["cuda"] // vocabulary) if device == "cuda" else CHUNK
 
 
 def _by_tiles(
@@ -181,8 +191,10 @@ def _by_tiles(
 
     The target stays out of the sums: 1 - p_target then loses no digits where the model is sure.
     """
+    if hidden.device.type == "cuda":
+        return _at_once(hidden, weight, bias, targets, temperature, wants_unit=wants_unit)
     wide, c, v = _wide(hidden), len(hidden), len(weight)
-    width = max(1, min(v, TILE["cpu" if hidden.device.type == "cpu" else "cuda"] // c))
+    width = max(1, min(v, TILE["cpu"] // c))
     top = hidden.new_full((c, 1), -torch.inf, dtype=wide)
     others, sloped = torch.zeros_like(top), torch.zeros_like(top)
     z_target = top  # until its tile is met
@@ -222,6 +234,35 @@ def _by_tiles(
         share = (others / total) * weight[targets]
         unit = share.sub_(pull.div_(total)).div_(temperature)
     return (z_target - log_norm).squeeze(-1), entropy.squeeze(-1), unit
+
+
+def _at_once(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, *, wants_unit: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same with the whole vocabulary in one tile: what a GPU does sooner than many small tiles."""
+    z = torch.nn.functional.linear(hidden, weight, bias)
+    logp, entropy, others, share = _softmax(z, targets, temperature, wants_unit)
+    if not wants_unit:
+        return logp, entropy, None
+    return logp, entropy, (others * weight[targets]).sub_(share @ weight).div_(temperature)
+
+
+@fused
+def _softmax(
+    z: Tensor, targets: Tensor, temperature: float, wants_share: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of logits z `[c v]` before the temperature: logp of the targets, entropy, 1 - p(target) `[c 1]`, and p in the type of z with 0 at
+    the target (an empty array where it is not wanted)."""
+    wide, target = z.to(_wide(z)) / temperature, targets.unsqueeze(-1)
+    top = wide.amax(dim=-1, keepdim=True)
+    e = (wide - top).exp()
+    total = e.sum(dim=-1, keepdim=True)
+    entropy = total.log() - (e * (wide - top)).sum(dim=-1, keepdim=True) / total
+    logp = wide.gather(-1, target) - top - total.log()
+    rest = torch.where(torch.arange(z.shape[-1], device=z.device) == target, 0.0, e)
+    others = rest.sum(dim=-1, keepdim=True) / total
+    share = (rest / total).to(z.dtype) if wants_share else z.new_empty(0)
+    return logp.squeeze(-1), entropy.squeeze(-1), others, share
 
 
 def _grad_logits(z: Tensor, target: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> Tensor:

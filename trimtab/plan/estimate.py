@@ -25,16 +25,20 @@ from trimtab.plan.shapes import Shape
 CHUNK = 256
 """Rows of the output head's product that are in memory at a time (`ops/logprobs.py`)."""
 
-SLOTS = 64
-"""Completions decoded at once (`engine`)."""
+SLOTS = {"cpu": 64, "cuda": 256}
+"""Completions decoded at once at most (`engine`); on a GPU, beyond `FEWEST`, as many as take this share of its memory:"""
+
+FEWEST, SHARE = 64, 1 / 8
 
 LEAST = {"cpu": 256, "cuda": 1024}
 """Tokens of a micro-batch below which a pass is mostly overhead; recomputing activations is the better bargain."""
 
-MOST = {"cpu": 1024, "cuda": 8192}
-"""Tokens of a micro-batch beyond which the products get no faster; half as many fill a GPU from a width of `WIDE` on."""
+MOST = {"cpu": 1024, "cuda": 32768}
+"""Tokens of a micro-batch beyond which a pass gets no faster for each of them. A GPU is busy with fewer; its host is not: a pass of a small
+model takes it as long as one of 20,000 tokens takes the GPU (docs/log.md)."""
 
-WIDE = 2048
+WIDE, MOST_WIDE = 2048, 6144
+"""Models of this width on a GPU: this many."""
 
 TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Logits that the output head has in memory at a time (`ops/logprobs.py`, which this floor cannot import: a test compares them)."""
@@ -55,7 +59,7 @@ class Estimate:
     standing: bytes that stay through the run, by what they are.
     phases: peak bytes of each phase, `standing` included.
     updates: the same for the update of each role that learns.
-    checkpointing, budget: as the plan has them (tokens of a micro-batch).
+    checkpointing, budget: as the plan has them (tokens of a micro-batch); slots: completions decoded at once.
     flops: floating-point operations of a step, by phase.
     seconds: of a step, by phase.
     """
@@ -70,6 +74,7 @@ class Estimate:
     tokens_per_second: float
     hours: float | None
     fits: bool
+    slots: int
 
     @property
     def peak(self) -> int:
@@ -87,7 +92,7 @@ def settle(
     kind = machine.kind
     room = machine.memory * (1 - KEPT_FREE)
     least = max(job.longest * (2 if job.rows_of_an_entry == 2 else 1), LEAST[kind])
-    most = MOST[kind] // 2 if kind == "cuda" and shape.hidden >= WIDE else MOST[kind]
+    most = MOST_WIDE if kind == "cuda" and shape.hidden >= WIDE else MOST[kind]
     sizes = [budget] if budget else [most]
     while not budget and sizes[-1] // 2 >= least:
         sizes.append(sizes[-1] // 2)
@@ -139,6 +144,7 @@ def estimate(job: Job, shape: Shape, machine: Machine, *, checkpointing: bool, b
         tokens_per_second=job.step_tokens / total if total else math.inf,
         hours=None if steps is None else total * steps / 3600,
         fits=max(phases.values()) <= machine.memory,
+        slots=slots(job, shape, machine),
     )
 
 
@@ -229,7 +235,7 @@ def _saved(job: Job, shape: Shape, role: str, tokens: int, *, checkpointing: boo
 
 def _head(job: Job, shape: Shape, kind: str) -> int:
     """A tile of logits: in the compute type and wide, and the exponentials."""
-    return min(TILE[kind], CHUNK * shape.vocabulary) * (8 + job.compute)
+    return (TILE[kind] if kind == "cuda" else min(TILE[kind], CHUNK * shape.vocabulary)) * (8 + job.compute)
 
 
 def _passing(job: Job, shape: Shape, tokens: int, head: int) -> int:
@@ -241,15 +247,32 @@ def _passing(job: Job, shape: Shape, tokens: int, head: int) -> int:
 def _decoding(job: Job, shape: Shape, machine: Machine) -> int:
     """The cache of the rows that are decoded at once, the prefill, the logits of a token for all of them; on a CPU that multiplies
     bfloat16 also the copy of the weights that the engine packs (`engine/products.py`), where that takes half of what is free."""
-    prompts = job.rollout * job.group if job.online else SLOTS
-    rows = min(SLOTS, max(1, prompts))
-    columns = job.lengths.longest + job.new
-    cache = 2 * shape.layers * shape.keys * job.compute * rows * columns
+    prompts = job.rollout * job.group if job.online else FEWEST
+    rows = min(slots(job, shape, machine), max(1, prompts))
+    cache = _cached(job, shape) * rows
     copy = job.compute * (shape.linear + shape.head)
     if machine.kind != "cpu" or job.compute != 2 or 2 * copy > machine.memory:
         copy = 0
     return copy + cache + max(_passing(job, shape, rows // max(1, job.group) * job.lengths.longest, 0),
-                       rows * shape.vocabulary * 16)  # fmt: skip
+                       rows * shape.vocabulary * DRAWING)  # fmt: skip
+
+
+DRAWING = 16
+"""Bytes of a logit while a token is drawn: four arrays of float32."""
+
+
+def _cached(job: Job, shape: Shape) -> int:
+    """Bytes of the keys and values of the longest row that is decoded."""
+    return 2 * shape.layers * shape.keys * job.compute * (job.lengths.longest + job.new)
+
+
+def slots(job: Job, shape: Shape, machine: Machine) -> int:
+    """Completions that are decoded at once: a power of two on a GPU, where more rows cost hardly more time and their cache memory."""
+    most = SLOTS[machine.kind]
+    row = _cached(job, shape) + shape.vocabulary * DRAWING
+    while most > FEWEST and most * row > machine.memory * SHARE:
+        most //= 2
+    return most
 
 
 # ---------------------------------------------------------------------------------------------------------------- time
@@ -292,7 +315,7 @@ def _seconds(job: Job, shape: Shape, machine: Machine, flops: dict[str, float]) 
     if job.online:
         # every token of a wave reads all weights once, however many rows there are
         rows = job.rollout * job.group
-        waves = -(-rows // SLOTS)
+        waves = -(-rows // slots(job, shape, machine))
         reading = waves * job.lengths.answer * weights(job, shape) / (machine.bandwidth * 0.6)
         found["rollout"] = max(found["rollout"], reading)
     return found

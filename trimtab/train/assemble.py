@@ -31,6 +31,7 @@ from trimtab.models.roles import REFERENCE as REFERENCE
 from trimtab.models.roles import REWARD as REWARD
 from trimtab.models.roles import Roles
 from trimtab.plan import Estimate, Lengths, job_of, settle, shape_of
+from trimtab.plan.estimate import FEWEST
 from trimtab.plan.job import worst_case
 from trimtab.rewards import Reward, readout_tail
 from trimtab.rewards.api import ApiReward
@@ -141,6 +142,7 @@ class Session:
             stop_ids=self.template.stop_ids,
             decode=lambda ids: str(self.tokenizer.decode(ids, skip_special_tokens=True)),
             packing=spares_a_copy(self.roles.of(role)),
+            slots=FEWEST if self.planned is None else self.planned.slots,
             say=say,
         )
 
