@@ -89,10 +89,13 @@ def _rloo(
     def length(completions: list[str], **other: Any) -> list[float]:
         return [float(len(text)) for text in completions]
 
-    common = {**common, "per_device_train_batch_size": work.rows * work.k}
+    # all rows in one batch where 24 GB hold its logits, else in batches whose gradients add up: one optimizer step either way
+    total = work.rows * work.k
+    at_once = total if work.prompt[1] < 100 else work.k
+    common = {**common, "per_device_train_batch_size": at_once, "gradient_accumulation_steps": total // at_once}
     args = RLOOConfig(
         num_generations=work.k, max_completion_length=work.new, beta=0.05, max_steps=3, temperature=1.0, num_iterations=1,
-        steps_per_generation=1, **common,
+        steps_per_generation=total // at_once, **common,
     )  # fmt: skip
     return RLOOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), reward_funcs=length, args=args, processing_class=tokenizer,

@@ -15,7 +15,7 @@ from trimtab.models.forward import choose_layout, score_tokens
 from trimtab.models.tiny import tiny_model
 from trimtab.ops import logprobs
 from trimtab.plan import Job, Lengths, Machine, Shape, estimate, job_of, machine, settle
-from trimtab.plan.estimate import BUFFERS, TILE, layer_numbers
+from trimtab.plan.estimate import BUFFERS, KERNELS, MOST, MOST_WIDE, TILE, layer_numbers, slots
 from trimtab.plan.job import worst_case
 from trimtab.plan.shapes import TABLE
 from trimtab.types import TokenRow
@@ -164,3 +164,32 @@ def test_the_article_fits_a_card_of_24_gb(stage: str) -> None:
     assert peaks[4] < 0.4 * peaks[None]
     config = load(f"examples/article/{stage}.yaml", [])
     assert not settle(job_of(config, worst_case(config), bfloat16=True), TABLE["qwen2-7b"], machine("cuda:12GB")).fits
+
+
+def test_kernels_of_half_precision_on_a_cpu_are_counted_once() -> None:
+    """Beside what a half-size number saves: the update of the same job, without activations that differ."""
+    wide = estimate(JOB, SHAPE, BOX, checkpointing=False, budget=64)
+    half = estimate(replace(JOB, compute=2), SHAPE, BOX, checkpointing=False, budget=64)
+    card = estimate(replace(JOB, compute=2), SHAPE, replace(BOX, kind="cuda"), checkpointing=False, budget=64)
+    assert (
+        half.phases["save"] - sum(half.standing.values()) == wide.phases["save"] - sum(wide.standing.values()) + KERNELS
+    )
+    assert card.phases["save"] - sum(card.standing.values()) == SHAPE.adapter(8) * 4
+
+
+def test_a_gpu_decodes_as_many_rows_as_an_eighth_of_it_holds() -> None:
+    """A row: 2 x 10 layers x 50 x 2 bytes x 50 columns of cache, and 16 bytes for each of 1000 logits: 116,000 bytes."""
+    job = replace(JOB, compute=2)
+    card = replace(BOX, kind="cuda")
+    assert slots(job, SHAPE, BOX) == 64
+    assert slots(job, SHAPE, card) == 256
+    assert slots(job, SHAPE, replace(card, memory=8 * 256 * 116_000)) == 256
+    assert slots(job, SHAPE, replace(card, memory=8 * 256 * 116_000 - 8)) == 128
+    assert slots(job, SHAPE, replace(card, memory=10**6)) == 64
+    assert estimate(job, SHAPE, card, checkpointing=False, budget=64).slots == 256
+
+
+def test_a_pass_on_a_gpu_starts_large() -> None:
+    card = replace(BOX, kind="cuda")
+    assert settle(JOB, SHAPE, card).budget == MOST["cuda"] == 32768
+    assert settle(JOB, replace(SHAPE, hidden=2048), card).budget == MOST_WIDE == 6144

@@ -49,6 +49,9 @@ HELD = {"cpu": 1.3, "cuda": 1.05}
 BUFFERS = {"cpu": 110 * 2**20, "cuda": 0}
 """Buffers of the math library and code that is loaded on first use, measured as the part that no number of tokens explains."""
 
+KERNELS = 470 * 2**20
+"""What oneDNN keeps besides in bfloat16 on a CPU: a kernel for each shape and number of rows that it has met (docs/log.md, docs/memory.md)."""
+
 KEPT_FREE = 0.08
 """Share of the memory that a plan leaves alone: allocators round up, and lengths vary."""
 
@@ -111,6 +114,8 @@ def estimate(job: Job, shape: Shape, machine: Machine, *, checkpointing: bool, b
     """Memory and time at the given micro-batch."""
     standing = _standing(job, shape, machine)
     base = sum(standing.values()) + BUFFERS[machine.kind]
+    if machine.kind == "cpu" and job.compute == 2:
+        base += KERNELS
     tokens = max(min(budget, round(job.step_tokens)), job.longest)
     phases = {"load": sum(standing.values()) + _loading(job, shape)}
     updates = {
