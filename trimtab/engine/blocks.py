@@ -55,6 +55,7 @@ class Linear:
 
     def __init__(self, layers: Sequence[nn.Module], packing: bool) -> None:
         parts = [_part(layer) for layer in layers]
+        self.widths = [len(weight) for weight, *_ in parts]
         weights = [weight for weight, *_ in parts]
         lows = [a for _, _, a, _ in parts if a is not None]
         self.a = torch.cat(lows) if lows else None
@@ -78,8 +79,12 @@ class Linear:
             return self.joined(x)
         if self.product is not None:
             return self.product(x if self.a is None else torch.cat([x, F.linear(x, self.a)], dim=1))
-        outputs = [F.linear(x, weight, bias) for weight, bias in self.parts]
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        y = x.new_empty(len(x), sum(self.widths))
+        for (weight, bias), part in zip(self.parts, y.split(self.widths, dim=1), strict=True):
+            if bias is None:
+                torch.mm(x, weight.t(), out=part)
+            else:
+                torch.addmm(bias, x, weight.t(), out=part)
         return y if self.a is None or self.sides is None else y.addmm_(F.linear(x, self.a), self.sides.t())
 
 
