@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,7 +26,7 @@ def fused(function: Function) -> Function:
     broken: list[str] = []
 
     @wraps(function)
-    def call(x: Tensor, *more: Any) -> Any:
+    def call(x: Any, *more: Any) -> Any:
         if x.device.type != "cuda" or broken or not _has_triton():
             return function(x, *more)
         try:

@@ -1,0 +1,83 @@
+"""The decorator: compiled where there is a GPU with Triton, the plain function elsewhere and where compiling fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from trimtab.ops import fused as module
+from trimtab.ops.fused import fused
+
+pytestmark = pytest.mark.unit
+
+
+def on(device: str) -> Any:
+    """All that the decorator asks of a tensor."""
+    return SimpleNamespace(device=SimpleNamespace(type=device))
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A compiler that says what it was asked for; `fail` in a function's name makes its code break off."""
+    asked: list[str] = []
+
+    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
+        asked.append(function.__name__)
+
+        def run(*arguments: Any) -> Any:
+            if function.__name__ == "fail":
+                raise RuntimeError("no such instruction")
+            if function.__name__ == "too_large":
+                raise torch.OutOfMemoryError("full")
+            return ("compiled", *arguments[1:])
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(module, "_has_triton", lambda: True)
+    return asked
+
+
+def test_a_gpu_gets_the_compiled_function_and_a_cpu_the_plain_one(compiler: list[str]) -> None:
+    @fused
+    def double(x: Any, y: int) -> Any:
+        return ("plain", y)
+
+    assert double(on("cpu"), 1) == ("plain", 1)
+    assert not compiler
+    assert double(on("cuda"), 2) == ("compiled", 2)
+    assert double(on("cuda"), 3) == ("compiled", 3)
+    assert compiler == ["double"]  # once
+
+
+def test_without_triton_nothing_is_compiled(compiler: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_has_triton", lambda: False)
+
+    @fused
+    def double(x: Any) -> Any:
+        return "plain"
+
+    assert double(on("cuda")) == "plain" and not compiler
+
+
+def test_what_cannot_be_compiled_is_computed_plainly_from_then_on(compiler: list[str]) -> None:
+    @fused
+    def fail(x: Any) -> Any:
+        return "plain"
+
+    assert [fail(on("cuda")) for _ in range(3)] == ["plain"] * 3
+    assert compiler == ["fail"] and fail.broken == ["no such instruction"]  # type: ignore[attr-defined]
+
+
+def test_out_of_memory_is_told(compiler: list[str]) -> None:
+    @fused
+    def too_large(x: Any) -> Any:
+        return "plain"
+
+    with pytest.raises(torch.OutOfMemoryError):
+        too_large(on("cuda"))
+    assert not too_large.broken  # type: ignore[attr-defined]
