@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from trimtab.engine import blocks, generator, products
 from trimtab.engine.blocks import BlockDecoder, Weights, why_not
 from trimtab.engine.generator import Engine
 from trimtab.models import lora
+from trimtab.models.roles import Roles
 from trimtab.models.tiny import FAMILIES, Family, tiny_model
 from trimtab.types import Sampling
 
@@ -192,10 +195,13 @@ def test_joined_layers_compute_what_they_did_and_hold_nothing_twice(bias: bool) 
         torch.testing.assert_close(
             torch.cat([layer(x) for layer in layers], dim=1), want - joined_sides(x, a, b, low, c)
         )
+        other = products.Joined(layers, torch.zeros(5, 12), sides, biases)
+        assert other.weight.data_ptr() == joined.weight.data_ptr()
+        torch.testing.assert_close(other(x), torch.cat([layer(x) for layer in layers], dim=1))
+        joined.take()  # its own adapters are back
+        torch.testing.assert_close(joined(x), want)
         again = products.Joined(layers, None, None, biases)
-        assert again.weight.data_ptr() == joined.weight.data_ptr()
         torch.testing.assert_close(again(x), torch.cat([layer(x) for layer in layers], dim=1))
-        assert again.holds() and not joined.holds()
         layers[0].weight += 1  # a step of an optimizer is seen
         torch.testing.assert_close(again(x), torch.cat([layer(x) for layer in layers], dim=1))
         layers[2].weight.data = layers[2].weight.clone()  # another tensor is joined anew
@@ -204,3 +210,30 @@ def test_joined_layers_compute_what_they_did_and_hold_nothing_twice(bias: bool) 
 
 def joined_sides(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, low: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return torch.cat([x @ a.t() @ b.t(), torch.zeros(len(x), 5), x @ low.t() @ c.t()], dim=1)
+
+
+def test_two_streams_with_unlike_adapters_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU both compute with one buffer."""
+    plain = blocks.Linear.__init__
+
+    def joining(self: blocks.Linear, layers: Sequence[nn.Module], packing: bool) -> None:
+        plain(self, layers, packing)
+        biases = [bias for _, bias in self.parts if bias is not None]
+        self.joined = products.Joined(layers, self.a, self.sides, torch.cat(biases) if biases else None)
+
+    def answers(roles: Roles) -> list[list[int]]:
+        streams = [
+            Engine(roles=roles, role=role, stop_ids=NEVER).stream(PROMPTS[1], Sampling(max_new_tokens=12, seed=1))
+            for role in ("policy", "other")
+        ]
+        turns = list(zip(*streams, strict=True))
+        return [[token.token_id for token in own] for own in zip(*turns, strict=True)]
+
+    roles = policy()
+    roles.define("other", "idle")
+    want = answers(roles)
+    monkeypatch.setattr(blocks.Linear, "__init__", joining)
+    roles = policy()
+    roles.define("other", "idle")
+    found = answers(roles)
+    assert found == want and found[0] != found[1]

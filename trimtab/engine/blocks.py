@@ -80,7 +80,7 @@ class Linear:
         if self.product is not None:
             return self.product(x if self.a is None else torch.cat([x, F.linear(x, self.a)], dim=1))
         y = x.new_empty(len(x), sum(self.widths))
-        for (weight, bias), part in zip(self.parts, y.split(self.widths, dim=1), strict=True):
+        for (weight, bias), part in zip(self.parts, torch.split(y, self.widths, dim=1), strict=True):
             if bias is None:
                 torch.mm(x, weight.t(), out=part)
             else:
@@ -171,8 +171,14 @@ class Weights:
 
     def current(self, active: Sequence[str]) -> bool:
         """Are these still the weights of the model with these adapters?"""
-        held = all(block.qkv.joined is None or block.qkv.joined.holds() for block in self.blocks)
-        return held and self._state == _state(self.model, active)
+        return self._state == _state(self.model, active)
+
+    def take(self) -> None:
+        """Before each pass: two streams with unlike adapters may take turns on one model."""
+        for block in self.blocks:
+            for linear in (block.qkv, block.o, block.gate_up, block.down):
+                if linear.joined is not None:
+                    linear.joined.take()
 
     def head(self, states: Tensor) -> Tensor:
         """`[b d]` -> `[b v]`"""
@@ -212,6 +218,7 @@ class BlockDecoder:
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
         """Prompts one after the other, without padding, each blind to the others."""
+        self.weights.take()
         return torch.cat([self._prefill(prompts[part], slots[part]) for part in passes(prompts, padded=False)])
 
     def _prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
@@ -253,6 +260,7 @@ class BlockDecoder:
         return normed if early else normed[last]
 
     def step(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
+        self.weights.take()
         if self.replays is not None:
             return self.replays(self._step, tokens, lengths, longest + 1)
         return self._step(tokens, lengths, longest + 1)

@@ -75,7 +75,7 @@ class Joined:
 
     Args:
         layers: with frozen or trained weights, which become views of a buffer at the first call; changing them in place changes it.
-        a: `[R in]` of the active adapters, or None; copied in, where it stays until another `Joined` of these layers puts in its own.
+        a: `[R in]` of the active adapters, or None.
         sides: s B `[out R]`.
         bias: `[out]` or None.
     """
@@ -86,21 +86,24 @@ class Joined:
         rank = 0 if a is None else len(a)
         # rows of a product whose number is no multiple of eight miss the matrix units
         spare = -(-rank // ALIGNED) * ALIGNED
-        self.first = layers[0]
+        self.first, self.a = layers[0], a
         self.weight = _join(layers, spare)
         self.out = len(self.weight) - spare
         self.sides = None if sides is None else F.pad(sides, (0, spare - rank)).t()
         self.bias = None if bias is None else F.pad(bias, (0, spare))
-        if a is not None:
-            self.weight[self.out : self.out + rank] = a
-        _holders[self.first] = self._number = next(_numbers)
+        self._number = next(_numbers)
+        self.take()
 
-    def holds(self) -> bool:
-        """Are the adapters in the buffer still these?"""
-        return _holders.get(self.first) == self._number
+    def take(self) -> None:
+        """Put the own adapters into the buffer, unless they are there: another `Joined` of these layers may have put in its own."""
+        if _holders.get(self.first) == self._number:
+            return
+        if self.a is not None:
+            self.weight[self.out : self.out + len(self.a)] = self.a
+        _holders[self.first] = self._number
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x `[n in]` -> `[n out]`"""
+        """x `[n in]` -> `[n out]`; after `take`."""
         y = F.linear(x, self.weight, self.bias)
         return y if self.sides is None else y[:, : self.out].addmm_(y[:, self.out :], self.sides)
 

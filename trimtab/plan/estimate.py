@@ -50,7 +50,7 @@ BUFFERS = {"cpu": 110 * 2**20, "cuda": 0}
 """Buffers of the math library and code that is loaded on first use, measured as the part that no number of tokens explains."""
 
 KERNELS = 470 * 2**20
-"""What oneDNN keeps besides in bfloat16 on a CPU: a kernel for each shape and number of rows that it has met (docs/log.md, docs/memory.md)."""
+"""What oneDNN keeps besides in bfloat16 on a CPU: a kernel for each shape and number of rows that it has met (docs/memory.md)."""
 
 KEPT_FREE = 0.08
 """Share of the memory that a plan leaves alone: allocators round up, and lengths vary."""
