@@ -94,8 +94,8 @@ def _rloo(
     at_once = total if work.prompt[1] < 100 else work.k
     common = {**common, "per_device_train_batch_size": at_once, "gradient_accumulation_steps": total // at_once}
     args = RLOOConfig(
-        num_generations=work.k, max_completion_length=work.new, beta=0.05, max_steps=3, temperature=1.0, num_iterations=1,
-        steps_per_generation=total // at_once, **common,
+        num_generations=work.k, max_completion_length=work.new, beta=0.05, max_steps=3 if at_once == total else 2, temperature=1.0,
+        num_iterations=1, steps_per_generation=total // at_once, **common,
     )  # fmt: skip
     return RLOOTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), reward_funcs=length, args=args, processing_class=tokenizer,

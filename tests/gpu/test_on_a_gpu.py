@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.engine.test_generator import NEVER, engine, policy, prompt, texts
 from tests.models.test_attention import grow
-from trimtab.engine import generator, graphs
+from trimtab.engine import between, generator, graphs
 from trimtab.engine.blocks import why_not
 from trimtab.engine.generator import Engine
 from trimtab.models import attention, block, lora
@@ -71,15 +71,15 @@ def test_steps_are_recorded_and_replayed_and_the_texts_are_the_same(monkeypatch:
         record = plain(device)
         assert record is not None, graphs._refused
 
-        def wrapped(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-            replay = record(run)
+        def wrapped(run: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Tensor]:
+            replay, first = record(run)
 
             def counted() -> Tensor:
                 recorded[-1] += 1
                 return replay()
 
             recorded.append(0)
-            return counted
+            return counted, first
 
         return wrapped
 
@@ -92,6 +92,8 @@ def test_steps_are_recorded_and_replayed_and_the_texts_are_the_same(monkeypatch:
     assert not said, said
     assert len(recorded) >= 2, recorded
     assert sum(recorded) > 50, recorded
+    for function in (between.add_rms, between.silu_mul, between.turn_and_store):
+        assert not function.broken, (function.__name__, function.broken)  # type: ignore[attr-defined]
 
 
 def test_texts_are_those_of_the_cpu() -> None:

@@ -81,3 +81,16 @@ def test_out_of_memory_is_told(compiler: list[str]) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         too_large(on("cuda"))
     assert not too_large.broken  # type: ignore[attr-defined]
+
+
+def test_torch_may_compile_a_function_for_many_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own limit is eight; a larger one that a user has set stays."""
+    import torch._dynamo.config as settings
+
+    monkeypatch.setattr(torch, "compile", lambda function, **keys: (function, keys))
+    monkeypatch.setattr(settings, "recompile_limit", 8)
+    assert module.compile_often(len, dynamic=True) == (len, {"dynamic": True})
+    assert settings.recompile_limit == 64
+    monkeypatch.setattr(settings, "recompile_limit", 100)
+    module.compile_often(len)
+    assert settings.recompile_limit == 100

@@ -34,6 +34,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from trimtab.ops.fused import compile_often
+
 NAME = "trimtab_trees"
 """What `config._attn_implementation` says of a model that computes packed sequences here."""
 
@@ -351,7 +353,7 @@ def _flex_attention() -> Any:  # pragma: no cover - needs a GPU
     """torch's flex_attention, compiled (uncompiled it makes all scores); None without Triton, which compiles it."""
     if find_spec("triton") is None:
         return None
-    return torch.compile(flex_attention, dynamic=True)
+    return compile_often(flex_attention, dynamic=True)
 
 
 # --------------------------------------------------------------------------------------------- the seam to transformers

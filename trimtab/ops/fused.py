@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, wraps
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ def fused(function: Function) -> Function:
 
     @cache
     def compiled() -> Any:
-        return torch.compile(function)
+        return compile_often(function)
 
     broken: list[str] = []
 
@@ -44,3 +45,14 @@ def fused(function: Function) -> Function:
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
+
+
+VARIANTS = 64
+"""Forms of one compiled function: with and without gradients, one row and several, each shape of a model ..."""
+
+
+def compile_often(function: Callable[..., Any], **keys: Any) -> Any:
+    """`torch.compile`, for as many forms as a run meets: after eight torch goes on uncompiled, where flex_attention makes all scores."""
+    settings: Any = import_module("torch._dynamo.config")
+    settings.recompile_limit = max(settings.recompile_limit, VARIANTS)
+    return torch.compile(function, **keys)
