@@ -77,10 +77,11 @@ def limit(work: Work, products: Products) -> float:
         return 2 * products.read(work.rows * (prompt + 2 * work.new), 1)
     packed = work.rows * (prompt + work.k * work.new)
     scored = answers * work.new
-    # reference and old log-probabilities (the latter come with the update where it is the only one and nothing reads them before);
-    # forward and backward of each update
-    passes = (1 if work.kind == "group" and products.dtype == torch.float32 else 2) + 2 * work.epochs
     prompts = work.batch * work.buffer
+    # the reference's pass, and that for the old log-probabilities; forward and backward of each update. The second comes with the first
+    # update where that is the only one and nothing reads them before, or over all rows in one pass
+    held = work.buffer == 1 and packed * prompts <= 1024 * work.rows
+    passes = (1 if held or (work.kind == "group" and products.dtype == torch.float32) else 2) + 2 * work.epochs
     drawn = -(-work.rows // prompts) * products.write(prompts * work.k, prompts, prompt, work.new)
     seconds = drawn + passes * products.read(packed, scored)
     if work.kind == "ppo":

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import ConfigError
-from trimtab.models import lora
+from trimtab.models import forward, lora
 from trimtab.models.attention import Tree
 from trimtab.models.forward import Layout, choose_layout, pack, plan, score_rows, score_tokens, trees
 from trimtab.models.heads import ValueHead
@@ -80,6 +80,28 @@ def test_every_number_is_that_of_the_row_alone_in_plain_transformers(
             torch.testing.assert_close(rewards[i], spec.head(hidden)[one.scored[-1]], **close)
             for array in (scores.logp, scores.entropy, scores.values):
                 assert array[i, n:].tolist() == [0.0] * (7 - n)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_nobody_reads_is_not_computed(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log-probability is read before its token: the last scored token and what follows it never enter the model."""
+    rows = [TokenRow(token_ids=(11, 12, 13, 14, 15), scored=(2, 3)), row(PROMPT, 7), row(PROMPT, 64, 3)]
+    model = adapted("llama").model
+    seen: list[Tensor] = []
+    hidden = forward._hidden
+    monkeypatch.setattr(forward, "_hidden", lambda model, packed: (seen.append(packed.ids), hidden(model, packed))[1])
+    with torch.no_grad():
+        found = score_tokens(model, rows, layout=layout).logp
+        for one, logp in zip(rows, found, strict=True):
+            plain = torch.log_softmax(model(torch.tensor([one.token_ids])).logits[0], dim=-1)
+            wanted = plain[[i - 1 for i in one.scored], [one.token_ids[i] for i in one.scored]]
+            torch.testing.assert_close(logp[: len(wanted)], wanted, atol=1e-5, rtol=1e-5)
+    ids = {
+        "padded": [[11, 12, 13, 0, 0], [*PROMPT, 0], [*PROMPT, 64]],
+        "packed": [[11, 12, 13, *PROMPT, *PROMPT, 64]],
+        "shared": [[11, 12, 13, *PROMPT, 64]],
+    }
+    assert [x.tolist() for x in seen] == [ids[layout]]
 
 
 def summed(roles: Roles, layout: Layout, chunks: list[list[int]]) -> tuple[float, dict[str, Tensor]]:

@@ -44,10 +44,11 @@ def without_head(job: Job) -> dict[str, float]:
 def test_the_cost_model_per_sample() -> None:
     """Per sample, full / LoRA, in N x tokens: PPO of four epochs with a critic adapter 58 / 42, RLOO 14 / 12, GRPO alone 8 / 6."""
     unit = N * JOB.step_tokens
-    rloo = replace(JOB, stage="rloo", updates=1, critic="")
-    grpo = replace(JOB, stage="grpo", updates=1, critic="", reference="", reward="", old=False)
+    several = replace(JOB, rows=5)  # minibatches a rollout batch
+    rloo = replace(several, stage="rloo", updates=1, critic="")
+    grpo = replace(several, stage="grpo", updates=1, critic="", reference="", reward="", old=False)
     costs = {}
-    for name, job in (("ppo", JOB), ("rloo", rloo), ("grpo", grpo)):
+    for name, job in (("ppo", several), ("rloo", rloo), ("grpo", grpo)):
         for trained in ("full", "lora"):
             costs[name, trained] = sum(without_head(replace(job, trained=trained)).values()) / unit
     assert costs["ppo", "lora"] == pytest.approx(42)
@@ -58,6 +59,9 @@ def test_the_cost_model_per_sample() -> None:
     assert sum(without_head(replace(rloo, old=False)).values()) / unit == pytest.approx(10)
     # beside a trained policy the critic is an adapter on the frozen copy: its updates cost 4 and not 6
     assert costs["ppo", "full"] == pytest.approx(58 - 4 * 2)
+    # one minibatch, one micro-batch: the old log-probabilities come from the forward pass of the first update
+    assert sum(without_head(JOB).values()) / unit == pytest.approx(40)
+    assert sum(without_head(replace(JOB, stage="online_dpo")).values()) / unit == pytest.approx(42)
 
 
 def test_a_pair_costs_what_the_model_says() -> None:
@@ -97,7 +101,7 @@ def test_what_a_layer_keeps_is_what_autograd_keeps() -> None:
     lora.new_adapter(model, "x", paths=found, rank=3, alpha=6, rslora=False, seed=0)
     block.install(model)
     choose_layout([model])
-    row = TokenRow(token_ids=tuple(range(3, 43)), scored=(39,))
+    row = TokenRow(token_ids=tuple(range(3, 44)), scored=(40,))  # the last one is not read
     kept: dict[int, int] = {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
 

@@ -283,7 +283,7 @@ def test_one_optimizer_step_needs_no_pass_for_the_old_log_probabilities(
         return score(session, role, *rest, **named)
 
     def made(*rest: Any, **named: Any) -> Any:
-        return collect(*rest, **{**named, "one_step": False})
+        return collect(*rest, **{**named, "one_step": False, "one_minibatch": False})
 
     monkeypatch.setattr(rollout, "score_role", watched)
     found = []

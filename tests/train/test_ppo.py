@@ -90,6 +90,57 @@ def test_a_whole_batch_as_one_minibatch(trainer: Callable[..., OnlineTrainer], m
     assert figures["first_minibatch/policy_loss"] == pytest.approx(0.0, abs=1e-7)
 
 
+@pytest.mark.parametrize("critic", ["adapter", "head"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_first_update_begins_with_the_pass_that_scored(
+    critic: str, checkpointing: bool, trainer: Callable[..., OnlineTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One minibatch a rollout batch: no pass for the old log-probabilities, and the figures and weights of a run that makes it."""
+    scored: list[str] = []
+    score, collect = rollout.score_role, online.collect
+
+    def watched(session: Any, role: str, *rest: Any, **named: Any) -> Any:
+        scored.append(role)
+        return score(session, role, *rest, **named)
+
+    monkeypatch.setattr(rollout, "score_role", watched)
+    found = []
+    for held in (True, False):
+        monkeypatch.setattr(
+            online, "collect", lambda *rest, held=held, **named: collect(*rest, **{**named, "one_minibatch": held})
+        )
+        one = trainer(
+            critic=critic, ppo_buffer_size=1, ppo_epochs=2, critic_warmup_steps=0, learning_rate=1e-2, adam_epsilon=1e-4,
+            gradient_checkpointing=checkpointing,
+        )  # fmt: skip
+        one.step(0)  # the reference has been left behind
+        scored.clear()
+        figures = one.step(1)
+        assert ("policy" in scored) != held and "reference" in scored
+        assert figures["first_minibatch/ratio_max"] == pytest.approx(1.0, abs=1e-5)
+        weights = {f"{role}/{n}": p.detach().clone() for role, own in one.parameters.items() for n, p in own.items()}
+        found.append(({n: x for n, x in figures.items() if not n.startswith("seconds/")}, weights))
+    (figures, weights), (wanted, plain) = found
+    assert figures == pytest.approx(wanted, rel=1e-3, abs=2e-4)
+    for name, weight in weights.items():
+        assert torch.allclose(weight, plain[name], atol=2e-5), name
+
+
+def test_a_critic_in_warm_up_holds_no_pass(
+    trainer: Callable[..., OnlineTrainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    collect = online.collect
+    monkeypatch.setattr(
+        online, "collect", lambda *a, **named: (found := collect(*a, **named), held.append(found.held))[0]
+    )
+    one = trainer(critic="head", ppo_buffer_size=1, critic_warmup_steps=1)
+    one.step(0)
+    one.step(1)
+    assert held[0] is None and held[1] is not None
+    assert held[1].scores is None  # its one backward pass is over
+
+
 def test_the_reference_is_the_policy_at_the_start_of_the_stage(
     trainer: Callable[..., OnlineTrainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

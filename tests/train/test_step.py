@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +15,9 @@ from trimtab.models.heads import ValueHead
 from trimtab.models.roles import Roles
 from trimtab.models.tiny import tiny_model
 from trimtab.ops.reduction import reduction_weights
+from trimtab.train import step
 from trimtab.train.offline import scored_mask
-from trimtab.train.step import Forward, Sums, backward_rows, backward_tokens, clip_and_step
+from trimtab.train.step import Forward, Held, Sums, backward_rows, backward_tokens, clip_and_step, hold_tokens
 from trimtab.types import LossTerms, TokenRow
 
 pytestmark = pytest.mark.unit
@@ -48,7 +51,7 @@ def taken(roles: Roles) -> dict[str, Tensor]:
     return found
 
 
-def tokens(roles: Roles, how: Forward, **keys: float) -> Sums:
+def tokens(roles: Roles, how: Forward, **keys: Any) -> Sums:
     weights = reduction_weights(scored_mask(ROWS, torch.device("cpu")), "token")
     return backward_tokens(
         roles,
@@ -84,6 +87,47 @@ def test_token_losses_and_gradients_do_not_depend_on_the_cut() -> None:
             same(taken(roles), gradient)
     tokens(roles, Forward(budget=25), coefficient=0.5)
     same(taken(roles), gradient, scale=0.5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_pass_that_was_made_is_not_made_again(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    roles, how = trained(), Forward(budget=10_000, layout="shared")
+    if checkpointing:
+        roles.model.gradient_checkpointing_enable()
+        roles.model.train()
+    plain = tokens(roles, how)
+    wanted = taken(roles)
+    held = Held(hold_tokens(roles, "x", ROWS, how, value_head=True))
+    monkeypatch.setattr(step, "score_tokens", None)
+    sums = tokens(roles, how, held=held)
+    assert sums.loss == pytest.approx(plain.loss, rel=1e-6)
+    assert sums.figures() == pytest.approx(plain.figures(), rel=1e-5)
+    same(taken(roles), wanted)
+    assert held.scores is None
+
+
+def test_a_pass_of_several_micro_batches_is_not_held() -> None:
+    assert hold_tokens(trained(), "x", ROWS, Forward(budget=20, layout="shared"), value_head=True) is None
+
+
+def test_after_out_of_memory_a_held_pass_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    roles, how = trained(), Forward(budget=10_000, layout="shared")
+    tokens(roles, how)
+    wanted = taken(roles)
+    back, calls = torch.autograd.backward, []
+
+    def full_once(total: Tensor) -> None:
+        calls.append(total)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError
+        back(total)
+
+    passes, score = [], step.score_tokens
+    monkeypatch.setattr(step, "score_tokens", lambda *rest, **named: (passes.append(1), score(*rest, **named))[1])
+    monkeypatch.setattr(torch.autograd, "backward", full_once)
+    tokens(roles, how, held=Held(hold_tokens(roles, "x", ROWS, how, value_head=True)))
+    assert len(calls) == len(passes) == 2
+    same(taken(roles), wanted)
 
 
 def test_a_head_alone_learns_without_a_backward_pass_of_the_layers() -> None:

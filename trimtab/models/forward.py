@@ -277,7 +277,9 @@ def score_tokens(
         trunk_learns: False: gradients end at the head, and nothing of the layers is kept for a backward pass.
     """
     device = next(model.parameters()).device
-    packed = pack(rows, layout, device, _heads(model), _multiple(model))
+    # nothing is read at the last scored token or after it, and no earlier token sees them
+    read = [TokenRow(token_ids=row.token_ids[: row.scored[-1]], scored=row.scored) for row in rows]
+    packed = pack(read, layout, device, _heads(model), _multiple(model))
     with torch.set_grad_enabled(trunk_learns and torch.is_grad_enabled()):
         states, owner, slot = _gather(_hidden(model, packed), packed, rows, shift=1)
     b, t = len(rows), width or max(len(row.scored) for row in rows)

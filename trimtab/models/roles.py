@@ -6,7 +6,8 @@ copy of the starting weights for the reference, the critic and the reward; a rew
 own model. `enter` switches the base to one
 role for the length of a `with` block, and the backward pass of what is computed inside must end before the block does: gradient
 checkpointing recomputes the forward during backward, with whatever adapters are active *then*. Found by experiment: two roles
-entered one after the other and one common backward give wrong gradients for half the adapter matrices, and no error.
+entered one after the other and one common backward give wrong gradients for half the adapter matrices, and no error. A pass may be held
+for a later block of the same role (`train/step.hold_tokens`) as long as no other role is entered and nothing is stepped between.
 Nothing here touches `requires_grad`; an adapter is trainable or frozen from the moment it is made.
 """
 

@@ -134,7 +134,7 @@ def estimate(job: Job, shape: Shape, machine: Machine, *, checkpointing: bool, b
             decoding, _passing(job, shape, tokens, _head(job, shape, machine.kind) if job.scored else 0)
         )
     phases["save"] = base + _trained(job, shape) * (4 if job.trained == "lora" else job.compute)
-    flops = _flops(job, shape, checkpointing=checkpointing)
+    flops = _flops(job, shape, checkpointing=checkpointing, budget=budget)
     seconds = _seconds(job, shape, machine, flops)
     total = sum(seconds.values())
     steps = job.steps()
@@ -283,7 +283,7 @@ def slots(job: Job, shape: Shape, machine: Machine) -> int:
 # ---------------------------------------------------------------------------------------------------------------- time
 
 
-def _flops(job: Job, shape: Shape, *, checkpointing: bool) -> dict[str, float]:
+def _flops(job: Job, shape: Shape, *, checkpointing: bool, budget: int) -> dict[str, float]:
     """Floating-point operations of a step (docs/memory.md, "Cost model"): 2 N L a forward pass over L tokens, and so on."""
     n, tokens = shape.linear, job.step_tokens
     entries = job.rollout * job.group if job.online else job.rows * job.rows_of_an_entry
@@ -301,7 +301,10 @@ def _flops(job: Job, shape: Shape, *, checkpointing: bool) -> dict[str, float]:
     prompts = job.rollout * job.lengths.prompt
     written = entries * job.lengths.answer
     found = {"rollout": 2 * n * (prompts + written) + head}
-    score = forward + head if job.old else 0
+    held = (
+        job.rollout <= job.rows and job.stage != "online_dpo" and tokens <= budget
+    )  # the first update begins with that pass
+    score = forward + head if job.old and not held else 0
     if job.reference:
         score += forward + head
     if job.critic == "adapter":

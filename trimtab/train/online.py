@@ -37,7 +37,7 @@ from trimtab.train.rollout import (
     sampler_figures,
     score_role,
 )
-from trimtab.train.step import Forward, Sums, backward_tokens, clip_and_step
+from trimtab.train.step import Forward, Held, Sums, backward_tokens, clip_and_step
 from trimtab.train.weights import refresh_reference
 from trimtab.types import Completion, LossTerms, Prompt, RolloutBatch, Sampling, take
 
@@ -109,6 +109,10 @@ class OnlineTrainer:
             baselines=self.baselines,
             more=self._next if dynamic else None,
             one_step=self.algorithm.epochs == 1 and config.rollout_size <= config.batch_size,
+            # in warm-up no gradient reaches the layers, and of pairs some rows are left out
+            one_minibatch=config.rollout_size <= config.batch_size
+            and number >= self.warmup
+            and self.algorithm.unit != "pair",
         )
         self.moments = collected.moments
         self.current = [
@@ -163,6 +167,9 @@ class OnlineTrainer:
         for epoch in range(self.algorithm.epochs):
             # whole groups move together; the order is a function of (seed, step, epoch)
             order = np.random.default_rng([config.order_seed, number, epoch]).permutation(count)
+            held = collected.held if epoch == 0 else None
+            if held is not None:  # one minibatch, in the order in which it was scored
+                order = np.arange(count)
             for start in range(0, count, config.batch_size):
                 which = [int(g) * k + j for g in order[start : start + config.batch_size] for j in range(k)]
                 rows = [collected.rows[i] for i in which]
@@ -173,7 +180,7 @@ class OnlineTrainer:
                     mask, part_names = mask.view(-1, 2, mask.shape[-1]).any(dim=1), part_names[::2]
                 weights = reduction_weights(mask, self.algorithm.reduction, max_length=config.answer_limit)
                 minibatch = _Minibatch(self, rows, part, weights, part_names, how)
-                sums = minibatch.policy(only_critic)
+                sums = minibatch.policy(only_critic, held)
                 if not only_critic:
                     norms.append((POLICY, self._clip_and_step(POLICY)))
                     self.version += 1
@@ -301,8 +308,8 @@ class _Minibatch:
         )
         self.logp = torch.zeros_like(batch.logp_old)  # of a fresh batch, as the pass gives it
 
-    def policy(self, only_critic: bool) -> Sums:
-        """The policy's pass; with `critic: head` the value loss rides on it (in warm-up alone)."""
+    def policy(self, only_critic: bool, held: Held | None = None) -> Sums:
+        """The policy's pass, or what follows one that is `held`; with `critic: head` the value loss rides on it (in warm-up alone)."""
         algorithm, on_policy = self.trainer.algorithm, self.trainer.head_on_policy
 
         def loss(scores: TokenScores, which: list[int]) -> LossTerms:
@@ -335,6 +342,7 @@ class _Minibatch:
             unit=2 if algorithm.unit == "pair" else 1,
             width=self.batch.mask.shape[1],
             names=self.names,
+            held=held,
         )
 
     def sampler_figures(self) -> Figures:

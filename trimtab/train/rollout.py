@@ -1,4 +1,4 @@
-"""From prompts to a rollout batch: sample, reward, score. No gradients here."""
+"""From prompts to a rollout batch: sample, reward, score. No gradients here, at most a graph that the first update goes back through."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from trimtab.rewards import Answer, finished_row
 from trimtab.rewards.mixture import Mixture
 from trimtab.rewards.shaping import overlong_cost, shape_scores
 from trimtab.train.assemble import CRITIC, POLICY, REFERENCE, Session
+from trimtab.train.step import Forward, Held, hold_tokens
 from trimtab.types import Completion, Prompt, Rollout, RolloutBatch, Sampling, TokenRow
 
 
@@ -27,6 +28,7 @@ class Collected:
         rows: prompt and completion as drawn, one per completion.
         moments: running moments of the raw scores, this batch included.
         seconds: of sampling, rewarding and scoring.
+        held: the policy's pass over all rows with its graph, where the first update begins with that pass.
     """
 
     rollouts: list[Rollout]
@@ -34,6 +36,7 @@ class Collected:
     batch: RolloutBatch
     moments: RunningMoments
     seconds: dict[str, float]
+    held: Held | None = None
 
 
 def completion_row(prompt: Prompt, completion: Completion) -> TokenRow:
@@ -128,6 +131,7 @@ def collect(
     baselines: dict[int, float] | None = None,
     more: More | None = None,
     one_step: bool = False,
+    one_minibatch: bool = False,
 ) -> Collected:
     """Answer every prompt k times and score the answers for all roles that the algorithm needs.
 
@@ -137,6 +141,8 @@ def collect(
             until the batch is full or `dynamic_sampling_rounds` are over.
         one_step: one optimizer step follows. Its own pass then gives the old log-probabilities, and none is made for them here, unless
             `credit` needs them and the sampler's are not good enough for that (it computed in less than float32).
+        one_minibatch: the first update is over all of these rows, and its weights are the ones that are asked now: the pass for the old
+            log-probabilities is its forward pass, and is kept with its graph if it is a single micro-batch.
     """
     config = session.config
     seconds = {"seconds/sample": 0.0, "seconds/reward": 0.0}
@@ -164,13 +170,21 @@ def collect(
     rows = [completion_row(r.prompt, r.completion) for r in rollouts]
     head_on_policy = needs.critic and config.critic == "head"
     fresh = one_step and not head_on_policy and not (needs.old and session.dtype.itemsize < 4)
-    old: dict[str, Tensor] = {}
-    if not fresh:
-        old = score_role(session, POLICY, rows, temperature=sampling.temperature, value_head=head_on_policy)
     ref = score_role(session, REFERENCE, rows, temperature=sampling.temperature)["logp"] if needs.reference else None
-    values = old.get("values")
+    values = None
     if needs.critic and not head_on_policy:
         values = score_role(session, CRITIC, rows, temperature=1.0, lm_head=False, value_head=True)["values"]
+    # the policy last: no other role is entered between a pass that is held and its backward pass
+    old: dict[str, Tensor] = {}
+    held = None
+    if one_minibatch and not fresh:
+        how = Forward(budget=session.budget, room=session.room, layout=session.layout, temperature=sampling.temperature)
+        held = hold_tokens(session.roles, POLICY, rows, how, value_head=head_on_policy)
+    if held is not None:
+        old = {name: x.detach() for name in ("logp", "values") if (x := getattr(held, name)) is not None}
+    elif not fresh:
+        old = score_role(session, POLICY, rows, temperature=sampling.temperature, value_head=head_on_policy)
+    values = old.get("values", values)
 
     device, dtype = session.device, torch.promote_types(session.dtype, torch.float32)
     completions = [r.completion for r in rollouts]
@@ -197,7 +211,14 @@ def collect(
         stats=stats,
     )
     seconds["seconds/score"] = time.monotonic() - clock
-    return Collected(rollouts=rollouts, rows=rows, batch=batch, moments=moments, seconds=seconds)
+    return Collected(
+        rollouts=rollouts,
+        rows=rows,
+        batch=batch,
+        moments=moments,
+        seconds=seconds,
+        held=None if held is None else Held(held),
+    )
 
 
 def sampler_figures(difference: Tensor, mask: Tensor) -> dict[str, float]:

@@ -61,6 +61,36 @@ class Forward:
     mean_logp: bool = False
 
 
+@dataclass(slots=True)
+class Held:
+    """Scores of a whole optimizer batch, row by row, with the graph behind them: good for one backward pass before anything has moved."""
+
+    scores: TokenScores | None
+
+    def take(self) -> TokenScores | None:
+        """The scores, once; then they are gone, and no memory with them stays behind a pass that broke off."""
+        scores, self.scores = self.scores, None
+        return scores
+
+
+def hold_tokens(
+    roles: Roles, role: str, rows: Sequence[TokenRow], how: Forward, *, value_head: bool = False
+) -> TokenScores | None:
+    """The forward pass that `backward_tokens` would begin with, its graph kept; None if it takes several micro-batches.
+
+    What follows until then must leave the role's weights alone and must not enter another role.
+    """
+
+    def work(budget: int) -> TokenScores | None:
+        if len(plan(rows, budget, layout=how.layout)) > 1:
+            return None
+        with roles.enter(role) as spec:
+            head = spec.head if value_head else None
+            return score_tokens(roles.model, rows, layout=how.layout, temperature=how.temperature, head=head)
+
+    return (how.room or Budget(how.budget)).attempt(work)
+
+
 def backward_tokens(
     roles: Roles,
     role: str,
@@ -76,6 +106,7 @@ def backward_tokens(
     unit: int = 1,
     width: int | None = None,
     names: Sequence[str] = (),
+    held: Held | None = None,
 ) -> Sums:
     """Add the gradient of `coefficient * sum(weights * loss)` to the role's parameters.
 
@@ -86,6 +117,7 @@ def backward_tokens(
         unit: rows that one entry of a loss on whole answers is made of (2 for pairs): consecutive, never separated.
         width: t, where it is not the most scored tokens of these rows.
         names: what to call each row (each entry) when its loss is not finite.
+        held: the forward pass over these rows, if it has been made (`hold_tokens`).
 
     Raises:
         NumericsError: a loss that is not finite; no optimizer step has been taken.
@@ -93,9 +125,11 @@ def backward_tokens(
 
     def work(budget: int) -> Sums:
         sums = Sums()
-        for chunk in plan(rows, budget, layout=how.layout, unit=unit):
+        made = held.take() if held is not None else None
+        cut = [list(range(len(rows)))] if made is not None else plan(rows, budget, layout=how.layout, unit=unit)
+        for chunk in cut:
             with roles.enter(role, dropout=how.dropout) as spec:
-                scores = score_tokens(
+                scores = made or score_tokens(
                     roles.model,
                     [rows[i] for i in chunk],
                     layout=how.layout,
