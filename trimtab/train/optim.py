@@ -38,6 +38,7 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], config: Any, learning
             return torch.optim.Adagrad(groups, lr=learning_rate)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=learning_rate)
+    # never fused: that form does not count the versions of what it changes, by which casts of adapters are kept (`models/lora.py`)
     return torch.optim.AdamW(
         groups, lr=learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
     )
