@@ -16,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet 
 .DEFAULT_GOAL := help
 # Two pips in one environment at once (make -j) would break it.
 .NOTPARALLEL:
-.PHONY: help install demo model test parity test-learning golden test-resume coverage lint types imports check errors mutants format clean
+.PHONY: help install demo model test parity test-learning test-gpu golden test-resume coverage lint types imports check errors mutants format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: $(VENV)/.installed-dev model  ## the default test suite, without network
 
 test-learning: $(VENV)/.installed-dev  ## every algorithm solves a tiny task with three seeds, and thirty steps of it are those on record
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "learning or golden" tests/train/test_learning.py tests/train/test_golden.py $(ARGS)
+
+test-gpu: $(VENV)/.installed-dev  ## what only a GPU can show (two minutes on one)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 golden: $(VENV)/.installed-dev  ## record the curves of tests/train/golden anew, for a change that is meant to move them
 	TRIMTAB_GOLDEN=record HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m golden tests/train/test_golden.py $(ARGS)
