@@ -64,6 +64,14 @@ def test_without_triton_nothing_is_compiled(compiler: list[str], monkeypatch: py
     assert double(on("cuda")) == "plain" and not compiler
 
 
+def test_triton_is_what_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in ("triton", "numba"):
+        monkeypatch.setattr(module, "find_spec", lambda name, there=there: name if name == there else None)
+        module._has_triton.cache_clear()
+        assert module._has_triton() == (there == "triton")
+    module._has_triton.cache_clear()
+
+
 def test_what_cannot_be_compiled_is_computed_plainly_from_then_on(compiler: list[str]) -> None:
     @fused
     def fail(x: Any) -> Any:

@@ -170,6 +170,36 @@ def test_all_of_a_vocabulary_at_once_is_its_tiles(temperature: float, with_bias:
     assert logprobs._at_once(hidden, weight, own, targets, temperature, wants_unit=False)[2] is None
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_where_a_tile_is_the_vocabulary_values_and_gradients_are_the_same(
+    learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, at_once = [], []
+    plain = logprobs._softmax
+    monkeypatch.setattr(logprobs, "_softmax", lambda *rest: (at_once.append(len(rest[0])), plain(*rest))[1])
+    for whole in ((), ("cpu",)):
+        assert not at_once
+        monkeypatch.setattr(logprobs, "WHOLE", whole)
+        hidden, weight, bias, targets = made()
+        hidden.requires_grad_(learns)
+        logp, entropy = logprobs_and_entropy(hidden, weight, targets, temperature=0.7, bias=bias)
+        grad = torch.autograd.grad(logp.sum(), hidden)[0] if learns else torch.zeros(())
+        found.append((logp.detach(), entropy.detach(), grad))
+    assert at_once == [S]
+    for a, b in zip(*found, strict=True):
+        close(a, b)
+
+
+def test_half_precision_is_summed_wide_at_once() -> None:
+    z = made()[0].to(torch.bfloat16)
+    targets = torch.zeros(S, dtype=torch.long)
+    logp, entropy, others, share = logprobs._softmax(z, targets, 1.0, True)
+    wanted = logprobs._softmax(z.float(), targets, 1.0, True)
+    assert logp.dtype == entropy.dtype == others.dtype == torch.float32 and share.dtype == torch.bfloat16
+    for a, b in zip((logp, entropy, others), wanted, strict=False):
+        close(a, b, tol=1e-6)
+
+
 def test_a_sure_token_keeps_its_digits_at_once() -> None:
     """Logits (40, 0): 1 - p = 1 / (1 + e^40) = 4.248e-18, which 1 - exp(logp) would round to 0."""
     z = torch.tensor([[40.0, 0.0]], dtype=torch.float64)

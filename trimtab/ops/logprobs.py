@@ -169,6 +169,8 @@ class _LogprobsAndEntropy(torch.autograd.Function):
 
 TILE = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Logits that exist at a time in the forward pass: on a CPU 2 MB, which its caches hold; on a GPU what keeps it busy."""
+WHOLE = ("cuda",)
+"""Devices on which a tile has the whole vocabulary."""
 CHUNK = 256
 """Rows of a chunk on a CPU, whose vocabulary is cut into tiles; on a GPU a tile has the whole vocabulary, and fewer rows."""
 
@@ -191,7 +193,7 @@ def _by_tiles(
 
     The target stays out of the sums: 1 - p_target then loses no digits where the model is sure.
     """
-    if hidden.device.type == "cuda":
+    if hidden.device.type in WHOLE:
         return _at_once(hidden, weight, bias, targets, temperature, wants_unit=wants_unit)
     wide, c, v = _wide(hidden), len(hidden), len(weight)
     width = max(1, min(v, TILE["cpu"] // c))
