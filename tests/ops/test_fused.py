@@ -72,12 +72,17 @@ def test_triton_is_what_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     module._has_triton.cache_clear()
 
 
-def test_what_cannot_be_compiled_is_computed_plainly_from_then_on(compiler: list[str]) -> None:
+def test_what_cannot_be_compiled_is_said_and_computed_plainly_from_then_on(
+    compiler: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     @fused
     def fail(x: Any) -> Any:
         return "plain"
 
     assert [fail(on("cuda")) for _ in range(3)] == ["plain"] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "fail goes on uncompiled, which is slower: no such instruction"
+    ]
     assert compiler == ["fail"] and fail.broken == ["no such instruction"]  # type: ignore[attr-defined]
 
 

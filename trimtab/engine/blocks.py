@@ -239,9 +239,8 @@ class BlockDecoder:
         normed = rms(x, w.blocks[0].norm, w.eps)
         cos, sin = self.cos[columns][:, None], self.sin[columns][:, None]
         last = torch.tensor(ends[1:], device=w.device) - 1
-        early = (
-            w.device.type == "cpu"
-        )  # a GPU computes the rows of one call at once sooner than a few of them one by one
+        # a GPU computes the rows of one call at once sooner than a few of them one by one
+        early = w.device.type == "cpu"
         for number, block in enumerate(w.blocks):
             qkv = block.qkv(normed).view(len(x), -1, w.size)
             q, key, value = turn(qkv, cos, sin, w.keys, block.qk_norm, w.eps)

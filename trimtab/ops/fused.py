@@ -6,6 +6,7 @@ start however little it does, and a large one costs what it reads and writes. Wh
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module
@@ -13,6 +14,8 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
+
+log = logging.getLogger(__name__)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -36,6 +39,11 @@ def fused(function: Function) -> Function:
             raise
         except Exception as error:  # a compiler has many ways to fail, none of them about the numbers
             broken.append(str(error))
+            log.warning(
+                "%s goes on uncompiled, which is slower: %s",
+                function.__name__,
+                (str(error) or repr(error)).splitlines()[0],
+            )
             return function(x, *more)
 
     call.broken = broken  # type: ignore[attr-defined]

@@ -301,9 +301,8 @@ def _flops(job: Job, shape: Shape, *, checkpointing: bool, budget: int) -> dict[
     prompts = job.rollout * job.lengths.prompt
     written = entries * job.lengths.answer
     found = {"rollout": 2 * n * (prompts + written) + head}
-    held = (
-        job.rollout <= job.rows and job.stage != "online_dpo" and tokens <= budget
-    )  # the first update begins with that pass
+    # the first update begins with that pass
+    held = job.rollout <= job.rows and job.stage != "online_dpo" and tokens <= budget
     score = forward + head if job.old and not held else 0
     if job.reference:
         score += forward + head

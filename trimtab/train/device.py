@@ -70,7 +70,11 @@ def spares_a_copy(model: torch.nn.Module) -> bool:
 
 def default_micro_batch_tokens(device: torch.device) -> int:
     """Tokens of a forward pass where no plan was made (scoring, predictions): enough to keep the matrix units busy."""
-    return MOST["cuda" if device.type == "cuda" else "cpu"]
+    return min(UNPLANNED, MOST["cuda" if device.type == "cuda" else "cpu"])
+
+
+UNPLANNED = 8192
+"""At most, since nothing has looked at the memory: 1.2 GB of a 7 B model's activations."""
 
 
 def this_machine(device: torch.device) -> Machine:
