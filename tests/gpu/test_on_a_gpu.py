@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.engine.test_generator import NEVER, engine, policy, prompt, texts
-from tests.models.test_attention import grow
+from tests.models.test_attention import forest
 from trimtab.engine import between, generator, graphs
 from trimtab.engine.blocks import why_not
 from trimtab.engine.generator import Engine
@@ -121,8 +121,8 @@ def test_the_sampler_agrees_with_the_scorer(dtype: torch.dtype) -> None:
         assert float(away.mean()) < (1e-4 if dtype == torch.float32 else 0.05), (layout, float(away.mean()))
 
 
-ROWS_ALONE = [(0, [9]), (0, [4]), (0, [31]), (0, [17]), (0, [3])]
-SHARING = [(5, [3, 1, 4]), (0, [2]), (40, [17, 30]), (0, [12])]
+ROWS_ALONE = [(9, 0), (4, 0), (31, 0), (17, 0), (3, 0)]
+SHARING = [(5, 0), (3, 1), (1, 1), (4, 2), (2, 0), (40, 0), (17, 1), (9, 2), (30, 2), (12, 0)]
 
 
 def against_a_dense_mask(trees: Trees, dtype: torch.dtype, tolerance: float, size: int = 64) -> None:
@@ -146,21 +146,21 @@ def against_a_dense_mask(trees: Trees, dtype: torch.dtype, tolerance: float, siz
 def test_rows_go_through_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attention._flash_is_right("cuda:0", torch.bfloat16)
     monkeypatch.setattr(attention, "_flex_attention", lambda: pytest.fail("rows alone need no trees"))
-    against_a_dense_mask(grow(ROWS_ALONE), torch.bfloat16, 1e-2)
+    against_a_dense_mask(forest(ROWS_ALONE), torch.bfloat16, 1e-2)
 
 
-@pytest.mark.parametrize("shapes", [ROWS_ALONE, SHARING])
-def test_one_mask_computes_them_in_float32(shapes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("nodes", [ROWS_ALONE, SHARING])
+def test_one_mask_computes_them_in_float32(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_flex_attention", lambda: None)
-    against_a_dense_mask(grow(shapes), torch.float32, 1e-5)
+    against_a_dense_mask(forest(nodes), torch.float32, 1e-5)
 
 
 @pytest.mark.slow
 def test_trees_go_through_flex_attention() -> None:
     """Compiled: takes half a minute."""
-    against_a_dense_mask(grow(SHARING), torch.bfloat16, 1e-2)
-    against_a_dense_mask(grow([(7, [5, 5, 5]), *SHARING]), torch.bfloat16, 1e-2)
-    against_a_dense_mask(grow(SHARING), torch.float32, 1e-3)
+    against_a_dense_mask(forest(SHARING), torch.bfloat16, 1e-2)
+    against_a_dense_mask(forest([(7, 0), (5, 1), (5, 1), (5, 1), *SHARING]), torch.bfloat16, 1e-2)
+    against_a_dense_mask(forest(SHARING), torch.float32, 1e-3)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])

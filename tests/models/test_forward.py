@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from trimtab.errors import ConfigError
 from trimtab.models import forward, lora
-from trimtab.models.attention import Tree
-from trimtab.models.forward import Layout, choose_layout, pack, plan, score_rows, score_tokens, trees
+from trimtab.models.attention import Segment
+from trimtab.models.forward import GRAIN, Layout, choose_layout, in_common, pack, plan, score_rows, score_tokens
 from trimtab.models.heads import ValueHead
 from trimtab.models.roles import Roles
 from trimtab.models.tiny import FAMILIES, Family, tiny_model
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
 PROMPT = (20, 31, 42, 53)
+SYSTEM = (70, 71, 72, 73, 74, 75, 76, 77, 78, 79, 80)
 LAYOUTS: tuple[Layout, ...] = ("padded", "packed", "shared")
 
 
@@ -37,6 +38,12 @@ ROWS = [
     TokenRow(token_ids=(11, 12, 13, 14, 15, 16), scored=(1, 4, 5)),  # trained tokens of several turns
     row(PROMPT, 99, 98, 97, 96, 95),
     row((9, 8, 7, 6, 5, 4, 3), 2),
+    # what unlike prompts begin with, and answers
+    row(SYSTEM, 64, 75),
+    row((*SYSTEM[:9], 5, 6), 7, 8),
+    row(SYSTEM, 33, *SYSTEM[2:9], 17, 4),
+    row(SYSTEM, 33, *SYSTEM[2:9], 5),
+    row(SYSTEM, 64, 75),
 ]
 
 
@@ -61,9 +68,9 @@ def test_every_number_is_that_of_the_row_alone_in_plain_transformers(
 ) -> None:
     roles = adapted(family)
     with torch.no_grad(), roles.enter("x") as spec:
-        scores = score_tokens(roles.model, ROWS, layout=layout, temperature=temperature, head=spec.head, width=7)
+        scores = score_tokens(roles.model, ROWS, layout=layout, temperature=temperature, head=spec.head, width=10)
         rewards = score_rows(roles.model, ROWS, spec.head, layout=layout)
-        assert scores.logp.shape == (6, 7)
+        assert scores.logp.shape == (11, 10)
         for i, one in enumerate(ROWS):
             out = roles.model(torch.tensor([one.token_ids]), output_hidden_states=True)
             log_p = torch.log_softmax(out.logits[0] / temperature, dim=-1)
@@ -71,7 +78,7 @@ def test_every_number_is_that_of_the_row_alone_in_plain_transformers(
             before = [index - 1 for index in one.scored]
             targets = [one.token_ids[index] for index in one.scored]
             n = len(before)
-            assert scores.mask[i].tolist() == [True] * n + [False] * (7 - n)
+            assert scores.mask[i].tolist() == [True] * n + [False] * (10 - n)
             close = {"atol": 1e-5, "rtol": 1e-5}
             torch.testing.assert_close(scores.logp[i, :n], log_p[before, targets], **close)
             torch.testing.assert_close(scores.entropy[i, :n], -(log_p.exp() * log_p).sum(-1)[before], **close)
@@ -79,7 +86,7 @@ def test_every_number_is_that_of_the_row_alone_in_plain_transformers(
             # the reward is read at the last scored token itself
             torch.testing.assert_close(rewards[i], spec.head(hidden)[one.scored[-1]], **close)
             for array in (scores.logp, scores.entropy, scores.values):
-                assert array[i, n:].tolist() == [0.0] * (7 - n)
+                assert array[i, n:].tolist() == [0.0] * (10 - n)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -111,7 +118,7 @@ def summed(roles: Roles, layout: Layout, chunks: list[list[int]]) -> tuple[float
     for chunk in chunks:
         with roles.enter("x") as spec:
             rows = [ROWS[i] for i in chunk]
-            scores = score_tokens(roles.model, rows, layout=layout, head=spec.head, width=5)
+            scores = score_tokens(roles.model, rows, layout=layout, head=spec.head, width=10)
             rewards = score_rows(roles.model, rows, spec.head, layout=layout)
             arrays = (scores.logp * 2 + scores.entropy + scores.values.square()) * weight[chunk]
             loss = arrays.sum() + (rewards * weight[chunk, 0]).sum()
@@ -128,7 +135,7 @@ def test_layouts_and_micro_batches_have_one_loss_and_one_gradient(family: Family
     roles = adapted(family)
     loss, gradient = summed(roles, "padded", [[i] for i in range(len(ROWS))])
     for layout in LAYOUTS:
-        for budget in (1, 12, 20, 10_000):
+        for budget in (1, 12, 30, 10_000):
             other_loss, other = summed(roles, layout, plan(ROWS, budget, layout=layout))
             assert other_loss == pytest.approx(loss, rel=1e-5)
             assert other.keys() == gradient.keys()
@@ -139,12 +146,48 @@ def test_layouts_and_micro_batches_have_one_loss_and_one_gradient(family: Family
 
 def test_a_tree_is_a_prompt_once_and_its_answers_after_it() -> None:
     packed = pack([ROWS[0], ROWS[1], ROWS[2]], "shared", CPU)
-    assert packed.ids.tolist() == [[20, 31, 42, 53, 64, 75, 86, 64, 3, 9, 8, 17]]
+    assert packed.ids.tolist() == [[9, 8, 17, 20, 31, 42, 53, 64, 3, 64, 75, 86]]
     # the second answer goes on from the prompt's positions, the next row starts from 0
-    assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5, 0, 1, 2]]
-    assert packed.places == [(0, [0, 1, 2, 3, 4, 5, 6]), (0, [9, 10, 11]), (0, [0, 1, 2, 3, 7, 8])]
+    assert packed.positions.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4, 5, 4, 5, 6]]
+    assert packed.places == [(0, [3, 4, 5, 6, 9, 10, 11]), (0, [0, 1, 2]), (0, [3, 4, 5, 6, 7, 8])]
     assert packed.trees is not None
-    assert packed.trees.trees == (Tree((0, 4), ((4, 7), (7, 9))), Tree((9, 9), ((9, 12),)))
+    assert packed.trees.segments == (Segment(0, 3), Segment(3, 7), Segment(7, 9, 1), Segment(9, 12, 1))
+
+
+def test_unlike_prompts_share_what_they_begin_with() -> None:
+    """Rows 6 to 10: eight tokens of all, then a prompt of three tokens more, of whose four answers two are equal and two begin alike."""
+    packed = pack(ROWS[6:], "shared", CPU)
+    answer = [33, *SYSTEM[2:9]]
+    assert packed.ids.tolist() == [[*SYSTEM[:9], 5, 6, 7, 8, *SYSTEM[8:], *answer, 5, 17, 4, 64, 75]]
+    assert packed.positions.tolist() == [[*range(13), 8, 9, 10, *range(11, 20), 19, 20, 11, 12]]
+    assert packed.trees is not None
+    assert packed.trees.segments == (
+        Segment(0, 8),
+        Segment(8, 13, 0),
+        Segment(13, 16, 0),
+        Segment(16, 24, 2),
+        Segment(24, 25, 3),
+        Segment(25, 27, 3),
+        Segment(27, 29, 2),
+    )
+    prompt = [*range(8), 13, 14, 15]
+    assert packed.places == [
+        (0, [*prompt, 27, 28]),
+        (0, list(range(13))),
+        (0, [*prompt, *range(16, 24), 25, 26]),
+        (0, [*prompt, *range(16, 24), 24]),
+        (0, [*prompt, 27, 28]),
+    ]
+
+
+def test_how_much_two_rows_have_in_common() -> None:
+    assert GRAIN == 8
+    assert in_common(row(SYSTEM, 1), row(SYSTEM, 2, 3)) == 11  # the prompt, which is no multiple of eight
+    assert in_common(row(SYSTEM, 1), row(SYSTEM[:10], 1, 3)) == 8  # of unlike prompts a multiple of eight
+    assert in_common(row(SYSTEM[:7], 1), row(SYSTEM[:6], 1, 3)) == 0
+    assert in_common(row(SYSTEM, *range(9)), row(SYSTEM, *range(12))) == 11 + 8
+    assert in_common(row(SYSTEM, 1, 2), row(SYSTEM, 1, 2)) == 13
+    assert in_common(row(PROMPT, 1), row((20, 31, 42, 5), 1)) == 0  # as long, and not the same
 
 
 def test_packed_rows_have_no_padding_and_share_nothing() -> None:
@@ -152,14 +195,14 @@ def test_packed_rows_have_no_padding_and_share_nothing() -> None:
     assert packed.ids.tolist() == [[20, 31, 42, 53, 64, 75, 86, 20, 31, 42, 53, 64, 3]]
     assert packed.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4, 5]]
     assert packed.trees is not None
-    assert packed.trees.trees == (Tree((0, 0), ((0, 7),)), Tree((7, 7), ((7, 13),)))
+    assert packed.trees.segments == (Segment(0, 7), Segment(7, 13))
 
 
 def test_padded_rows_need_no_trees_and_no_new_positions() -> None:
     packed = pack(ROWS, "padded", CPU)
     assert packed.trees is None
     # a position that starts again would be taken for a second packed sequence, and a mask built for it
-    assert packed.positions.tolist() == [list(range(9))] * len(ROWS)
+    assert packed.positions.tolist() == [list(range(21))] * len(ROWS)
 
 
 def test_packed_rows_are_refused_by_a_model_that_would_mix_them() -> None:
@@ -202,11 +245,18 @@ def test_a_plan_by_hand() -> None:
     rows = [row((1, 2, 3), 4, 5), row((9,), 8), row((1, 2, 3), 4, 6, 7), row((9, 9), 8)]
     assert plan(rows, 12) == [[2, 0], [3, 1]]  # 6 x 2, then 3 x 2; 6 x 3 would be 18
     # together the two answers to (1, 2, 3) are 3 + 2 + 3 = 8 tokens
-    assert plan(rows, 12, layout="shared") == [[0, 2, 3], [1]]  # 8 + 3, then 2
-    assert plan(rows, 24, layout="shared") == [[0, 2, 3, 1]]
+    assert plan(rows, 12, layout="shared") == [[0, 2, 1], [3]]  # 8 + 2, then 3
+    assert plan(rows, 24, layout="shared") == [[0, 2, 1, 3]]
     assert plan(rows, 12, layout="packed") == [[2, 0], [3, 1]]  # 6 + 5, then 3 + 2
     assert plan(rows, 1) == [[2], [0], [3], [1]]
-    assert trees(rows, "shared") == [[0, 2], [1], [3]]
+
+
+def test_rows_that_begin_alike_come_together() -> None:
+    begins = [tuple(range(i, i + 40)) for i in (3, 60)]
+    rows = [row((*begins[i % 2], 100 + i), 5, 6) for i in range(6)]
+    # three rows of a beginning are 40 + 3 x 3 tokens
+    assert plan(rows, 49, layout="shared") == [[0, 2, 4], [1, 3, 5]]
+    assert plan(rows, 49, layout="packed") == [[i] for i in range(6)]
 
 
 def test_a_data_set_of_one_prompt_is_still_cut() -> None:

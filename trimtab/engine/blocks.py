@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -223,14 +222,15 @@ class BlockDecoder:
 
     def _prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
         w, k = self.weights, len(slots[0])
-        ends = [0]
-        for ids in prompts:
-            ends.append(ends[-1] + len(ids))
-        n = ends[-1]
+        # a GPU computes the rows of one call at once sooner than a few of them one by one, and rows that share nothing in its own kernel
+        early = w.device.type == "cpu"
         rows = [TokenRow(token_ids=tuple(ids), scored=(len(ids),)) for ids in prompts]
-        packed = pack(rows, "packed", w.device, w.heads, STEP if w.embedding.element_size() == 2 else 1)
+        multiple = STEP if w.embedding.element_size() == 2 else 1
+        packed = pack(rows, "shared" if early else "packed", w.device, w.heads, multiple)
         assert packed.trees is not None
-        trees, columns = packed.trees, packed.positions[0]
+        trees, paths = packed.trees, [torch.tensor(where, device=w.device) for _, where in packed.places]
+        read, last = torch.cat(paths), torch.stack([path[-1] for path in paths])
+        columns = packed.positions[0]
         places = [
             torch.tensor([own[i] for ids, own in zip(prompts, slots, strict=True) for _ in ids], device=w.device)
             for i in range(k)
@@ -238,18 +238,15 @@ class BlockDecoder:
         x = F.embedding(packed.ids[0], w.embedding)
         normed = rms(x, w.blocks[0].norm, w.eps)
         cos, sin = self.cos[columns][:, None], self.sin[columns][:, None]
-        last = torch.tensor(ends[1:], device=w.device) - 1
-        # a GPU computes the rows of one call at once sooner than a few of them one by one
-        early = w.device.type == "cpu"
         for number, block in enumerate(w.blocks):
             qkv = block.qkv(normed).view(len(x), -1, w.size)
             q, key, value = turn(qkv, cos, sin, w.keys, block.qk_norm, w.eps)
             for slot in places:
-                self.k[number, slot, :, columns[:n]] = key[:n]
-                self.v[number, slot, :, columns[:n]] = value[:n]
+                self.k[number, slot, :, columns[read]] = key[read]
+                self.v[number, slot, :, columns[read]] = value[read]
             # of the last layer only the last token of each prompt is read, but it sees them all
             if early and number == len(w.blocks) - 1:
-                seen = _last_attention(q[last], key, value, ends, w.size**-0.5)
+                seen = _last_attention(q[last], key, value, paths, w.size**-0.5)
                 x = x[last]
             else:
                 seen = tree_attention(
@@ -301,13 +298,13 @@ class BlockDecoder:
         return self.weights.head(states)
 
 
-def _last_attention(q: Tensor, key: Tensor, value: Tensor, ends: Sequence[int], scale: float) -> Tensor:
-    """What the last token of each prompt sees: q `[p h e]` -> `[p (h e)]`."""
+def _last_attention(q: Tensor, key: Tensor, value: Tensor, paths: Sequence[Tensor], scale: float) -> Tensor:
+    """What the last token of each prompt sees, which lies at these columns: q `[p h e]` -> `[p (h e)]`."""
     _, h, e = q.shape
     found = []
-    for i, (start, end) in enumerate(pairwise(ends)):
-        k, v = key[start:end].transpose(0, 1), value[start:end].transpose(0, 1)
-        found.append(F.scaled_dot_product_attention(q[i].view(len(k), -1, e), k, v, scale=scale).reshape(h * e))
+    for own, path in zip(q, paths, strict=True):
+        k, v = key[path].transpose(0, 1), value[path].transpose(0, 1)
+        found.append(F.scaled_dot_product_attention(own.view(len(k), -1, e), k, v, scale=scale).reshape(h * e))
     return torch.stack(found)
 
 

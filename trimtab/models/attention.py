@@ -1,17 +1,19 @@
 """Attention inside packed sequences: which token sees which, and the products without the masked part.
 
-A packed sequence holds many *trees* one after the other; a tree is a stem (the tokens its branches have in common, perhaps none) and
-its branches:
+A packed sequence holds many rows one after the other, and tokens that several rows begin with are there once. It is cut into *segments*,
+each of which goes on from its parent; a parent lies before its children, and all that goes on from a segment follows it before anything
+else does (depth first):
 
-    [ stem | branch 1 | branch 2 ] [ branch ] [ stem | branch 1 | ... ]
+    [ system and schema | question 1 | answer 1 | answer 2 | question 2 | answer 3 ] [ a row that shares nothing ]
 
-A token sees the stem of its own tree and what precedes it in its own branch. As one mask that is n^2 numbers of which few are true:
-eight answers of 48 tokens to a prompt of 400 use 40 % of it, forty rows of 40 tokens use 1 %. So the sequence is cut into blocks (some
-queries, and the keys that they may see), blocks of like size are computed together, and only the inputs are kept for the backward pass.
+A token sees what precedes it in its own segment, and its segment's ancestors. In that order one number a token says it all: the column
+at which what may see the token ends. As one mask that is n^2 numbers of which few are true: eight answers of 48 tokens to a prompt of
+400 use 40 % of it, forty rows of 40 tokens use 1 %. So the sequence is cut into blocks (some queries, and the keys that they may see),
+blocks of like size are computed together, and only the inputs are kept for the backward pass.
 
 The products run in float32, also over bfloat16 inputs: scores are not rounded before the softmax. Measured on rows of 40 tokens,
 torch's own kernel takes five times as long for forward and backward in bfloat16 (docs/log.md). On CUDA rows that share nothing go
-through torch's flash attention, trees become a block mask of flex_attention, or one boolean mask where Triton is missing.
+through torch's flash attention, others become a block mask of flex_attention, or one boolean mask where Triton is missing.
 
 Shapes: n tokens of the sequence, h query heads, j key heads, d numbers per head; r spans of a block, m queries and c keys of each.
 """
@@ -48,15 +50,14 @@ SCORES = 1 << 19
 SQUARE = 128
 """Tokens of a block of flex_attention's mask, either way."""
 
-Span = tuple[int, int]
-
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """Columns of a stem and of its branches; an empty stem and one branch is a row by itself."""
+class Segment:
+    """Columns of some tokens that go on from the last token of `parent`, by its number; -1: from nothing."""
 
-    stem: Span
-    branches: tuple[Span, ...]
+    start: int
+    end: int
+    parent: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,9 @@ class Block:
 
 @dataclass(slots=True)
 class Trees:
-    """The trees of one packed sequence of n tokens, and what is derived from them once for all layers."""
+    """The segments of one packed sequence of n tokens, depth first, and what is derived from them once for all layers."""
 
-    trees: tuple[Tree, ...]
+    segments: tuple[Segment, ...]
     n: int
     heads: int
     device: torch.device
@@ -91,45 +92,45 @@ class Trees:
     def blocks(self) -> list[Block]:
         """The sequence in blocks, like sizes together."""
         if self._blocks is None:
-            self._blocks = list(_cut(self.trees, self.n, self.heads, self.device))
+            self._blocks = list(_cut(self.segments, self.n, self.heads, self.device))
         return self._blocks
 
-    def owners(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-        """For each token the number of its tree, and of its branch in it (0: the stem)."""
-        tree, branch = torch.full((self.n,), -1), torch.zeros(self.n, dtype=torch.long)
-        for number, one in enumerate(self.trees):
-            for index, (start, end) in enumerate((one.stem, *one.branches)):
-                tree[start:end], branch[start:end] = number, index
-        return tree.to(self.device), branch.to(self.device)
+    def ends(self) -> Int[Tensor, " n"]:
+        """For each token the column where the segments that go on from its own end: nothing from there on sees it."""
+        last = [segment.end for segment in self.segments]
+        for number in reversed(range(len(last))):
+            parent = self.segments[number].parent
+            if parent >= 0:
+                last[parent] = max(last[parent], last[number])
+        sizes = torch.tensor([segment.end - segment.start for segment in self.segments])
+        return torch.tensor(last).repeat_interleave(sizes).to(self.device)
 
     def rows(self) -> tuple[Int[Tensor, " r1"], int] | None:
-        """Where each row starts (and the last one ends), int32, and the longest row; None where some share a stem."""
-        if self._rows is None and all(stem[0] == stem[1] for stem in (tree.stem for tree in self.trees)):
-            spans = [branch for tree in self.trees for branch in tree.branches]
-            starts = torch.tensor([0, *(end for _, end in spans)], dtype=torch.int32, device=self.device)
-            self._rows = starts, max(end - start for start, end in spans)
+        """Where each row starts (and the last one ends), int32, and the longest row; None where some share tokens."""
+        if self._rows is None and all(segment.parent < 0 for segment in self.segments):
+            starts = torch.tensor([0, *(segment.end for segment in self.segments)], dtype=torch.int32)
+            self._rows = starts.to(self.device), max(segment.end - segment.start for segment in self.segments)
         return self._rows
 
     def mask(self) -> Tensor:
         """`[1 1 n n]`: True where the row may look at the column. The definition that every other form is tested against."""
         if self._mask is None:
-            tree, branch = self.owners()
-            same = (tree[:, None] == tree) & ((branch == 0) | (branch[:, None] == branch))
-            self._mask = (same & torch.ones_like(same).tril())[None, None]
+            column = torch.arange(self.n, device=self.device)
+            self._mask = ((column <= column[:, None]) & (column[:, None] < self.ends()))[None, None]
         mask: Tensor = self._mask
         return mask
 
     def sees(self) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """The mask as a function of batch, head, row and column, which flex_attention compiles into its kernel."""
-        tree, branch = self.owners()
+        ends = self.ends()
 
         def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (k <= q) & (tree[q] == tree[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
+            return (k <= q) & (q < ends[k])
 
         return sees
 
     def block_mask(self) -> Any:
-        """The same for flex_attention. Which blocks are looked at comes from the spans: no mask of n^2 entries is ever made."""
+        """The same for flex_attention. Which blocks are looked at comes from the segments: no mask of n^2 entries is ever made."""
         if self._block_mask is None:
             seen = self._blocks_seen()
             self._block_mask = BlockMask.from_kv_blocks(
@@ -142,80 +143,76 @@ class Trees:
         return self._block_mask
 
     def _blocks_seen(self) -> Tensor:
-        """`[m m]`, m blocks of `SQUARE` tokens: may a token of the row's block look at one of the column's? Never false where one may."""
-        tree, span, stem = (torch.zeros(self.n, dtype=torch.long) for _ in range(3))
-        spans = 0
-        for number, one in enumerate(self.trees):
-            for index, (start, end) in enumerate((one.stem, *one.branches)):
-                tree[start:end], span[start:end], stem[start:end] = number, spans, int(index == 0)
-                spans += 1
-        # the last block is filled up with its last token
-        tree, span, stem = (
-            F.pad(x[None, None].double(), (0, -self.n % SQUARE), "replicate")[0, 0] for x in (tree, span, stem)
-        )
-
-        def near(x: Tensor) -> Tensor:
-            low, high = (edge(x.view(-1, SQUARE), 1) for edge in (torch.amin, torch.amax))
-            return (low[:, None] <= high) & (high[:, None] >= low)
-
-        has_stem = stem.view(-1, SQUARE).amax(1).bool()
-        return (near(span) | (near(tree) & has_stem)).tril()
+        """`[m m]`, m blocks of `SQUARE` tokens: does a token of the row's block look at one of the column's?"""
+        ends = F.pad(self.ends().cpu(), (0, -self.n % SQUARE)).view(-1, SQUARE).amax(1)
+        return (torch.arange(len(ends))[:, None] * SQUARE < ends).tril()
 
 
 # ------------------------------------------------------------------------------------------------------------- cutting
 
 
-def _cut(trees: Sequence[Tree], n: int, heads: int, device: torch.device) -> list[Block]:
-    """Blocks of all trees: every token is a query once; spans whose padding would cost little are computed together."""
-    # (start of these queries in their span, how many, keys of the stem, column of the stem, column of the span)
-    pieces: list[tuple[int, int, int, int, int]] = []
-    for tree in trees:
-        spans = [(tree.stem, 0)] if tree.stem[1] > tree.stem[0] else []
-        spans += [(branch, tree.stem[1] - tree.stem[0]) for branch in tree.branches]
-        for (start, end), shared in spans:
-            for first in range(0, end - start, QUERIES):
-                pieces.append((first, min(QUERIES, end - start - first), shared, tree.stem[0], start))
-    pieces.sort(key=lambda piece: (piece[0], -piece[2], -piece[1], piece[4]))
-    groups: list[list[tuple[int, int, int, int, int]]] = []
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Queries of a segment: `queries` of them from its token `first` on; the segment starts at column `start` and sees `path` before it."""
+
+    first: int
+    queries: int
+    start: int
+    path: Int[Tensor, " shared"]
+
+
+def _cut(segments: Sequence[Segment], n: int, heads: int, device: torch.device) -> list[Block]:
+    """Blocks of all segments: every token is a query once; segments whose padding would cost little are computed together."""
+    paths: list[Tensor] = []
+    pieces: list[_Piece] = []
+    for segment in segments:
+        path = torch.empty(0, dtype=torch.long)
+        if segment.parent >= 0:
+            parent = segments[segment.parent]
+            path = torch.cat([paths[segment.parent], torch.arange(parent.start, parent.end)])
+        paths.append(path)
+        for first in range(0, segment.end - segment.start, QUERIES):
+            queries = min(QUERIES, segment.end - segment.start - first)
+            pieces.append(_Piece(first, queries, segment.start, path))
+    pieces.sort(key=lambda piece: (piece.first, -len(piece.path), -piece.queries, piece.start))
+    groups: list[list[_Piece]] = []
     for piece in pieces:
         if groups:
-            head = groups[-1][0]  # the longest stem of the group
-            queries = max(max(p[1] for p in groups[-1]), piece[1])
-            area = queries * (head[2] + head[0] + queries)
-            alike = piece[0] == head[0] and 4 * piece[2] >= 3 * head[2] and 4 * piece[1] >= 3 * queries
-            if alike and (len(groups[-1]) + 1) * area * heads <= SCORES:
+            head = groups[-1][0]  # the longest path of the group
+            queries = max(max(p.queries for p in groups[-1]), piece.queries)
+            area = queries * (len(head.path) + head.first + queries)
+            alike = piece.first == head.first and 4 * len(piece.path) >= 3 * len(head.path)
+            if alike and 4 * piece.queries >= 3 * queries and (len(groups[-1]) + 1) * area * heads <= SCORES:
                 groups[-1].append(piece)
                 continue
         groups.append([piece])
     return [_block(group, n, device) for group in groups]
 
 
-def _block(pieces: list[tuple[int, int, int, int, int]], n: int, device: torch.device) -> Block:
-    first, stem, m = pieces[0][0], max(p[2] for p in pieces), max(p[1] for p in pieces)
-    c = stem + first + m
-    read, write, keys, keys_write = [], [], [], []
-    mask = torch.full((len(pieces), m, c), -torch.inf)
-    causal = torch.full((m, first + m), -torch.inf).triu(first + 1)
-    for i, (_, queries, shared, root, start) in enumerate(pieces):
-        columns = list(range(start + first, start + first + queries))
-        read.append(columns + [start] * (m - queries))
-        write.append(columns + [n] * (m - queries))
-        seen = list(range(start, start + first + queries))
-        keys.append([*range(root, root + shared), *[start] * (stem - shared), *seen, *[start] * (m - queries)])
-        keys_write.append([*range(root, root + shared), *[n] * (stem - shared), *seen, *[n] * (m - queries)])
-        mask[i, :, :shared] = 0
-        mask[i, :, stem:] = causal
-
-    def index(lists: list[list[int]]) -> Tensor:
-        return torch.tensor(lists, device=device)
-
+def _block(pieces: list[_Piece], n: int, device: torch.device) -> Block:
+    r, first = len(pieces), pieces[0].first
+    shared, m = max(len(p.path) for p in pieces), max(p.queries for p in pieces)
+    start = torch.tensor([p.start for p in pieces])[:, None]
+    queries = torch.tensor([p.queries for p in pieces])[:, None]
+    read, keys = start + first + torch.arange(m), start + torch.arange(first + m)
+    real, known = torch.arange(m) < queries, torch.arange(first + m) < first + queries
+    path, walked = start.expand(r, shared).clone(), torch.zeros(r, shared, dtype=torch.bool)
+    for i, piece in enumerate(pieces):
+        path[i, : len(piece.path)] = piece.path
+        walked[i, : len(piece.path)] = True
+    known, keys = torch.cat([walked, known], dim=1), torch.cat([path, keys], dim=1)
+    mask = torch.zeros(r, m, shared + first + m)
+    mask[:, :, :shared].masked_fill_(~walked[:, None], -torch.inf)
+    mask[:, :, shared:] = torch.full((m, first + m), -torch.inf).triu(
+        first + 1
+    )  # keys of padding come after every query
     if bool((mask == mask[:1]).all()):
         mask = mask[:1]
     return Block(
-        read=index(read),
-        write=index(write),
-        keys=index(keys),
-        keys_write=index(keys_write),
+        read=read.where(real, start).to(device),
+        write=read.where(real, torch.tensor(n)).to(device),
+        keys=keys.where(known, start).to(device),
+        keys_write=keys.where(known, torch.tensor(n)).to(device),
         mask=mask[:, None, None].to(device),
     )
 
@@ -244,7 +241,7 @@ class _TreeAttention(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         trees, scale, j = ctx.trees, ctx.scale, k.shape[1]
         grad_q = q.new_empty(trees.n + 1, *q.shape[1:])
-        # a stem's keys collect from all of its branches: the sums are wide
+        # a segment's keys collect from all that goes on from it: the sums are wide
         grad_k = k.new_zeros(trees.n + 1, *k.shape[1:], dtype=_wide(k))
         grad_v = torch.zeros_like(grad_k)
         for block in trees.blocks():
@@ -337,7 +334,7 @@ def _flash_is_right(device: str, dtype: torch.dtype) -> bool:
     """Tried once on two rows with grouped queries; it is a private operator of torch."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, h, 11, 64, generator=generator).to(device, dtype) for h in (4, 2, 2))
-    trees = Trees((Tree((0, 0), ((0, 4),)), Tree((4, 4), ((4, 11),))), 11, 4, torch.device(device))
+    trees = Trees((Segment(0, 4), Segment(4, 11)), 11, 4, torch.device(device))
     want = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=trees.mask(), enable_gqa=True)
     rows = trees.rows()
     assert rows is not None

@@ -5,8 +5,9 @@ Three layouts, equal in loss and gradient up to rounding:
     padded   one row per sequence, padded on the right. Causal attention never looks right, so no mask is needed.
     packed   all rows of a micro-batch one after the other in one sequence, each with positions from 0 and blind to the others:
              no padding.
-    shared   packed, and rows that begin with the same tokens become a tree [prompt | c1 | ... | ck]: each answer sees the prompt and
-             itself, its positions go on from the prompt's, and the prompt is computed once.
+    shared   packed, and what rows have in common at their beginnings is there once: of a group the prompt before its answers, of
+             unlike prompts the system message or the schema that they begin with. Each row sees its own tokens and no others, its
+             positions go on from what it shares.
 
 The last two need a model of plain causal softmax attention (`models/attention.py` computes it); a numerical check decides, not a list of
 model names. No logits exist outside `ops/logprobs`, and the language-model head runs at scored positions only.
@@ -16,6 +17,7 @@ Shapes: b rows, t scored tokens of the longest row, q sequences, n tokens in the
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,7 +31,7 @@ from transformers import PreTrainedModel
 
 from trimtab.errors import ConfigError
 from trimtab.models import attention
-from trimtab.models.attention import Tree, Trees
+from trimtab.models.attention import Segment, Trees
 from trimtab.models.heads import ValueHead
 from trimtab.models.load import decoder, head_bias, head_weight
 from trimtab.ops.logprobs import logprobs_and_entropy, vocabulary_mean
@@ -40,6 +42,10 @@ Layout = Literal["padded", "packed", "shared"]
 STEP = 64
 """In 16-bit types packed tokens and scored states are filled up to a multiple of this: oneDNN makes a kernel, 0.7 MB of it, for every
 number of rows that it meets (docs/log.md)."""
+
+GRAIN = 8
+"""Rows share what they have in common up to a multiple of this many tokens: every parting costs a block of attention of its own. The
+whole prompt is shared where it is the same, whatever its length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,28 +90,34 @@ def prefix(row: TokenRow) -> tuple[int, ...]:
     return row.token_ids[: row.scored[0]]
 
 
-def trees(rows: Sequence[TokenRow], layout: Layout) -> list[list[int]]:
-    """Row numbers grouped into trees: rows with an equal prefix together in the shared layout, else each alone."""
-    if layout != "shared":
-        return [[i] for i in range(len(rows))]
+def in_common(a: TokenRow, b: TokenRow) -> int:
+    """How many tokens from the first one on are computed once for these two rows, where they lie side by side."""
+    x, y = a.token_ids, b.token_ids
+    if x == y:
+        return len(x)
+    low, high = 0, min(len(x), len(y))
+    while low < high:  # halving: comparing slices is cheap
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if x[low:middle] == y[low:middle] else (low, middle - 1)
+    start = a.scored[0] if a.scored[0] == b.scored[0] <= low else 0
+    return start + (low - start) // GRAIN * GRAIN
+
+
+def _blocks(rows: Sequence[TokenRow], budget: int) -> list[list[int]]:
+    """Rows of one prompt together, in parts of at most `budget` tokens (one answer at least): a data set with a single prompt is cut."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(prefix(row), []).append(i)
-    return list(groups.values())
-
-
-def _parts(rows: Sequence[TokenRow], tree: list[int], budget: int) -> list[list[int]]:
-    """A tree in parts of at most `budget` tokens (one answer at least): a data set with a single prompt is still cut."""
-    shared = rows[tree[0]].scored[0]
     parts: list[list[int]] = []
-    room = 0
-    for i in tree:
-        own = len(rows[i].token_ids) - shared
-        if own > room:
-            parts.append([])
-            room = budget - shared
-        parts[-1].append(i)
-        room -= own
+    for group in groups.values():
+        shared, room = rows[group[0]].scored[0], 0
+        for i in group:
+            own = len(rows[i].token_ids) - shared
+            if own > room or i == group[0]:
+                parts.append([])
+                room = budget - shared
+            parts[-1].append(i)
+            room -= own
     return parts
 
 
@@ -128,28 +140,56 @@ def plan(
     sizes = [unit] * -(-len(rows) // unit) if isinstance(unit, int) else unit
     ends = list(accumulate(sizes))
     blocks = [list(range(end - size, min(end, len(rows)))) for size, end in zip(sizes, ends, strict=True)]
-    if layout == "shared" and unit == 1:
-        blocks = [part for tree in trees(rows, layout) for part in _parts(rows, tree, budget)]
     if layout == "padded":
         return _plan_padded(rows, blocks, budget)
-
-    def tokens(block: list[int]) -> int:
-        """What `pack` makes of a block alone; together with others it is never more."""
-        total = 0
-        for tree in trees([rows[i] for i in block], layout):
-            shared = rows[block[tree[0]]].scored[0] if len(tree) > 1 else 0
-            total += shared + sum(len(rows[block[i]].token_ids) - shared for i in tree)
-        return total
-
+    if layout == "shared":
+        return _plan_shared(rows, _blocks(rows, budget) if unit == 1 else blocks, budget)
     cut: list[list[int]] = []
     room = 0
-    for size, block in sorted(((tokens(block), block) for block in blocks), key=lambda item: -item[0]):
+    for size, block in sorted(
+        ((sum(len(rows[i].token_ids) for i in block), block) for block in blocks), key=lambda item: -item[0]
+    ):
         if size > room:
             cut.append([])
             room = budget
         cut[-1].extend(block)
         room -= size
     return cut
+
+
+def _plan_shared(rows: Sequence[TokenRow], blocks: list[list[int]], budget: int) -> list[list[int]]:
+    """Blocks in the order of their tokens, so that those which begin alike come together."""
+    cut: list[list[int]] = []
+    held: list[TokenRow] = []
+    size = 0
+    for block in sorted(blocks, key=lambda block: min(_order(rows[i]) for i in block)):
+        grown, more = list(held), size
+        for i in block:
+            more += _insert(grown, rows[i])
+        if not cut or more > budget:
+            cut.append([])
+            grown, more = [], 0
+            for i in block:
+                more += _insert(grown, rows[i])
+        cut[-1].extend(block)
+        held, size = grown, more
+    return cut
+
+
+def _order(row: TokenRow) -> tuple[tuple[int, ...], int]:
+    """In this order rows lie in a shared sequence: those with most in common are neighbours."""
+    return row.token_ids, row.scored[0]
+
+
+def _insert(held: list[TokenRow], row: TokenRow) -> int:
+    """Put a row in its place among others; how many tokens more they are together."""
+    at = bisect_left(held, _order(row), key=_order)
+    before, after = held[at - 1 : at], held[at : at + 1]
+    more = len(row.token_ids) - sum(in_common(one, row) for one in before + after)
+    if before and after:
+        more += in_common(before[0], after[0])
+    held.insert(at, row)
+    return more
 
 
 def _plan_padded(rows: Sequence[TokenRow], blocks: list[list[int]], budget: int) -> list[list[int]]:
@@ -185,31 +225,38 @@ def pack(rows: Sequence[TokenRow], layout: Layout, device: torch.device, heads: 
         )
     ids: list[int] = []
     positions: list[int] = []
-    grown: list[Tree] = []
-    places: list[tuple[int, list[int]]] = [(0, [])] * len(rows)
-    for tree in trees(rows, layout):
-        shared = rows[tree[0]].scored[0] if len(tree) > 1 else 0
-        root = len(ids)
-        ids.extend(rows[tree[0]].token_ids[:shared])
-        positions.extend(range(shared))
-        branches = []
-        for i in tree:
-            start = len(ids)
-            ids.extend(rows[i].token_ids[shared:])
-            positions.extend(range(shared, len(rows[i].token_ids)))
-            branches.append((start, len(ids)))
-            places[i] = (0, [*range(root, root + shared), *range(start, len(ids))])
-        grown.append(Tree((root, root + shared), tuple(branches)))
+    columns: list[list[int]] = [[] for _ in rows]
+    begun: dict[int, int] = {}  # column where a row's own tokens begin -> the column that they go on from
+    before: int | None = None
+    for i in sorted(range(len(rows)), key=lambda i: _order(rows[i])) if layout == "shared" else range(len(rows)):
+        shared = in_common(rows[before], rows[i]) if layout == "shared" and before is not None else 0
+        path = columns[before][:shared] if before is not None else []
+        own = range(shared, len(rows[i].token_ids))
+        if own:
+            begun[len(ids)] = path[-1] if path else -1
+        columns[i] = [*path, *range(len(ids), len(ids) + len(own))]
+        ids.extend(rows[i].token_ids[shared:])
+        positions.extend(own)
+        before = i
     if filler := -len(ids) % multiple:
-        end = len(ids)
-        grown.append(Tree((end, end), ((end, end + filler),)))
+        begun[len(ids)] = -1
         ids.extend([0] * filler)
         positions.extend(range(filler))
     return Packed(
         ids=torch.tensor([ids], device=device),
         positions=torch.tensor([positions], device=device),
-        trees=Trees(tuple(grown), len(ids), heads, device),
-        places=places,
+        trees=Trees(_segments(begun, len(ids)), len(ids), heads, device),
+        places=[(0, own) for own in columns],
+    )
+
+
+def _segments(begun: dict[int, int], n: int) -> tuple[Segment, ...]:
+    """Cut the columns where something begins and after each column that something goes on from."""
+    starts = sorted({*begun, *(column + 1 for column in begun.values() if column >= 0)} - {n})
+    numbers = {end - 1: number for number, end in enumerate([*starts[1:], n])}  # last column -> segment
+    return tuple(
+        Segment(start, end, numbers.get(begun.get(start, start - 1), -1))
+        for start, end in zip(starts, [*starts[1:], n], strict=True)
     )
 
 
@@ -358,7 +405,7 @@ def choose_layout(models: Sequence[PreTrainedModel], wanted: Layout | Literal["a
         return "padded", why
     if wanted == "packed":
         return "packed", "rows one after the other without padding, as the file says"
-    return "shared", "rows one after the other without padding, each prompt once for all of its answers"
+    return "shared", "rows one after the other without padding, what they begin with in common computed once"
 
 
 def _why_not(model: PreTrainedModel) -> str:
