@@ -14,7 +14,7 @@ from trimtab.evals import EVALS
 from trimtab.models.folder import check_writers, local_model, read_adapter
 from trimtab.plan import Estimate, Job, Lengths, Machine, Shape, job_of, machine, settle, shape_of
 from trimtab.plan.job import worst_case
-from trimtab.plan.sample import counter, look
+from trimtab.plan.sample import encoder, look
 from trimtab.plan.shapes import TABLE, known
 from trimtab.plan.show import lines, memory_table, time_line, time_table
 from trimtab.registry import nearest
@@ -39,7 +39,7 @@ def dry_run(config: StageConfig) -> tuple[Job, Shape, Machine, Estimate] | None:
     _check_databases(config)
     for task in config.eval_tasks:
         EVALS.row(task, where=config.origin("eval_tasks"))
-    lengths = look(config, counter(folder)) or worst_case(config)
+    lengths = look(config, encoder(folder)) or worst_case(config)
     _print(config.notes)
     if folder is None:
         _print([f"{config.model_name_or_path} is not on this machine yet: it would be fetched, and is not planned for"])
@@ -69,7 +69,7 @@ def plan(
     missing = ""
     if rows is None and prompt is None:
         try:
-            lengths = look(config, counter(folder))
+            lengths = look(config, encoder(folder))
         except DataError as error:
             missing = f"the data set was not read ({error.what}); --rows and --prompt-tokens say what it holds"
     found = _plan(config, shape, lengths or worst_case(config, rows, prompt), machine(device))

@@ -88,7 +88,8 @@ def decode(work: Work, folder: Path, model: str) -> dict[str, Any]:
 def scoring(work: Work, folder: Path, model: str) -> dict[str, Any]:
     import torch
 
-    from trimtab.models.forward import plan, score_tokens
+    from trimtab.models.forward import score_tokens
+    from trimtab.models.layout import plan
     from trimtab.train.assemble import POLICY
     from trimtab.types import TokenRow
 

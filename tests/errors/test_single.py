@@ -216,7 +216,7 @@ def test_no_rows_to_plan_with(tmp_path: Path) -> None:
         dataset=(), dataset_dir=str(tmp_path), eval_dataset=(), val_size=0.0, max_samples=None, stage="sft"
     )
     with pytest.raises(DataError, match="no training rows"):
-        look(config, len)
+        look(config, str.encode)
 
 
 def test_a_step_that_is_not_finite_leaves_its_rows(

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from trimtab.errors import ConfigError
 from trimtab.models import forward, lora
 from trimtab.models.attention import Segment
-from trimtab.models.forward import GRAIN, Layout, choose_layout, in_common, pack, plan, score_rows, score_tokens
+from trimtab.models.forward import choose_layout, pack, score_rows, score_tokens
 from trimtab.models.heads import ValueHead
+from trimtab.models.layout import GRAIN, Layout, in_common, plan
 from trimtab.models.roles import Roles
 from trimtab.models.tiny import FAMILIES, Family, tiny_model
 from trimtab.types import TokenRow

@@ -16,7 +16,7 @@ from trimtab.models.tiny import tiny_model
 from trimtab.ops import logprobs
 from trimtab.plan import Job, Lengths, Machine, Shape, estimate, job_of, machine, settle
 from trimtab.plan.estimate import BUFFERS, KERNELS, MOST, MOST_WIDE, TILE, layer_numbers, slots
-from trimtab.plan.job import worst_case
+from trimtab.plan.job import alike, worst_case
 from trimtab.plan.shapes import TABLE
 from trimtab.types import TokenRow
 
@@ -39,6 +39,30 @@ def without_head(job: Job) -> dict[str, float]:
     """Operations with an output head of no size."""
     bare = replace(SHAPE, vocabulary=0)
     return estimate(job, bare, BOX, checkpointing=False, budget=1024).flops
+
+
+def test_tokens_of_a_step() -> None:
+    """Ten prompts of 30 tokens, a third of which they begin with in common, and answers of 10."""
+    assert JOB.step_tokens == 10 * 40
+    assert replace(JOB, group=4).step_tokens == 10 * 30 + 40 * 10
+    assert replace(JOB, stage="rm", rollout=0).step_tokens == 10 * 30 + 20 * 10
+    begun = replace(JOB, group=4, lengths=replace(LENGTHS, alike=1 / 3))
+    assert begun.step_tokens == pytest.approx(10 * 20 + 40 * 10)
+    assert replace(begun, shared=False).step_tokens == 40 * 40
+    # the engine reads a prompt once whatever the layout
+    unit = 2 * N
+    assert without_head(begun)["rollout"] == pytest.approx(unit * (10 * 20 + 40 * 10))
+    assert without_head(replace(begun, shared=False))["rollout"] == pytest.approx(unit * (10 * 30 + 40 * 10))
+
+
+def test_how_much_of_the_prompts_begins_alike() -> None:
+    begin = tuple(range(16))
+    prompts = [(*begin, 100 + i, 7, 8, 9) for i in range(6)]
+    # two of three prompts of 20 tokens go on from the 16
+    assert alike(prompts, 3) == pytest.approx(4 * 16 / 120)
+    assert alike(prompts, 6) == pytest.approx(5 * 16 / 120)
+    assert alike(prompts, 1) == 0
+    assert alike([], 4) == 0
 
 
 def test_the_cost_model_per_sample() -> None:
@@ -66,11 +90,13 @@ def test_the_cost_model_per_sample() -> None:
 
 def test_a_pair_costs_what_the_model_says() -> None:
     """DPO 16 / 12 per pair and token of one row, 12 / 8 where the reference is known from an earlier epoch."""
-    dpo = replace(JOB, stage="dpo", rollout=0, updates=1, critic="", reward="")
+    dpo = replace(JOB, stage="dpo", rollout=0, updates=1, critic="", reward="", shared=False)
     unit = N * 10 * 40
     for trained, cost in (("full", 16), ("lora", 12)):
         assert sum(without_head(replace(dpo, trained=trained)).values()) / unit == pytest.approx(cost)
     assert without_head(replace(dpo, epochs=1e9))["update"] / unit == pytest.approx(8)
+    # the prompt once: 30 + 2 x 10 tokens and not 2 x 40
+    assert sum(without_head(replace(dpo, shared=True)).values()) / unit == pytest.approx(12 * 50 / 80)
 
 
 def test_standing_memory_by_hand() -> None:

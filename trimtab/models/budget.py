@@ -27,7 +27,7 @@ class Budget:
     def attempt(self, work: Callable[[int], T], undo: Callable[[], None] = lambda: None) -> T:
         """`work(tokens)`; when the device runs out of memory, once more from the start with half as many, and so on.
 
-        A longer row than the budget goes alone (`models/forward.plan`), so halving ends at `LEAST` and the error is the user's.
+        A longer row than the budget goes alone (`models/layout.plan`), so halving ends at `LEAST` and the error is the user's.
 
         Args:
             undo: takes back what a broken-off attempt left (gradients of its first micro-batches).

@@ -286,8 +286,7 @@ def slots(job: Job, shape: Shape, machine: Machine) -> int:
 def _flops(job: Job, shape: Shape, *, checkpointing: bool, budget: int) -> dict[str, float]:
     """Floating-point operations of a step (docs/memory.md, "Cost model"): 2 N L a forward pass over L tokens, and so on."""
     n, tokens = shape.linear, job.step_tokens
-    entries = job.rollout * job.group if job.online else job.rows * job.rows_of_an_entry
-    scored = entries * job.lengths.answer if job.scored else 0.0
+    scored = job.entries * job.lengths.answer if job.scored else 0.0
     head = 2 * shape.head * scored
     forward = 2 * n * tokens
     backward = (2 if job.trained == "lora" else 4) * n * tokens + (2 * n * tokens if checkpointing else 0)
@@ -298,9 +297,9 @@ def _flops(job: Job, shape: Shape, *, checkpointing: bool, budget: int) -> dict[
         if job.reference:  # its log-probabilities are computed once for all epochs
             found["score"] = reference
         return found
-    prompts = job.rollout * job.lengths.prompt
-    written = entries * job.lengths.answer
-    found = {"rollout": 2 * n * (prompts + written) + head}
+    # the engine reads each prompt once in any layout
+    prompts = min(job.prompt_tokens, job.rollout * job.lengths.prompt)
+    found = {"rollout": 2 * n * (prompts + job.entries * job.lengths.answer) + head}
     # the first update begins with that pass
     held = job.rollout <= job.rows and job.stage != "online_dpo" and tokens <= budget
     score = forward + head if job.old and not held else 0

@@ -6,8 +6,13 @@ Read from a config alone (any object whose attributes are the YAML keys), so tha
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from trimtab.models.layout import spared
+from trimtab.types import TokenRow
 
 PAIRS = ("rm", "dpo", "orpo", "simpo")
 _REFERENCE_FREE_LOSSES = ("orpo", "simpo")
@@ -20,6 +25,7 @@ class Lengths:
     Attributes:
         rows: rows, pairs or prompts of the training set; None where it could not be read.
         prompt, answer: mean tokens; longest: tokens of the longest row (of the longest prompt, in online stages).
+        alike: of the prompts' tokens of a step, the share that unlike prompts begin with and that is computed once.
         source: where these numbers come from.
     """
 
@@ -27,6 +33,7 @@ class Lengths:
     prompt: float
     answer: float
     longest: int
+    alike: float = 0.0
     source: str = ""
 
 
@@ -44,6 +51,7 @@ class Job:
     frozen_copy: is there a frozen copy of the starting weights (full, freeze)?
     judges: how many reward models.
     share: of the weights that is trained.
+    shared: may rows lie in memory with what they have in common there once? (A model whose attention forbids it is not known here.)
     scored: does the stage read log-probabilities (the output head), or rewards?
     new: most tokens of an answer that the policy writes.
     """
@@ -70,6 +78,7 @@ class Job:
     evaluates: bool
     judges: int = 0
     share: float = 1.0
+    shared: bool = True
     max_steps: int = 0
     epochs: float = 1.0
 
@@ -83,19 +92,25 @@ class Job:
         return self.lengths.longest + (self.new if self.online else 0)
 
     @property
-    def row_tokens(self) -> float:
-        """Mean tokens of a row (of a prompt with one answer)."""
-        return self.lengths.prompt + self.lengths.answer
-
-    @property
     def rows_of_an_entry(self) -> int:
         return 2 if self.stage in PAIRS else 1
 
     @property
+    def entries(self) -> int:
+        """Rows of a step: an optimizer step, or a rollout batch."""
+        return self.rollout * self.group if self.online else self.rows * self.rows_of_an_entry
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Tokens of the prompts of a step, as they are computed."""
+        if not self.shared:
+            return self.entries * self.lengths.prompt
+        return (self.rollout if self.online else self.rows) * self.lengths.prompt * (1 - self.lengths.alike)
+
+    @property
     def step_tokens(self) -> float:
-        """Tokens of the rows of a step: an optimizer step, or a rollout batch."""
-        entries = self.rollout * self.group if self.online else self.rows * self.rows_of_an_entry
-        return entries * self.row_tokens
+        """Tokens of the rows of a step, as they are computed."""
+        return self.prompt_tokens + self.entries * self.lengths.answer
 
     def steps(self) -> int | None:
         """Steps of the run; None where the rows are not known."""
@@ -148,6 +163,7 @@ def job_of(config: Any, lengths: Lengths, *, bfloat16: bool) -> Job:
         evaluates=bool(config.do_eval or config.eval_strategy != "no" or config.eval_on_start),
         max_steps=max(0, config.max_steps),
         epochs=float(config.num_train_epochs),
+        shared=config.layout in ("auto", "shared"),
     )
 
 
@@ -165,6 +181,23 @@ def _refers(config: Any, online: bool) -> bool:
     if config.stage == "dpo":
         return config.pref_loss not in _REFERENCE_FREE_LOSSES
     return bool(config.stage == "kto")
+
+
+def alike(prompts: Sequence[Sequence[int]], size: int) -> float:
+    """The share of the prompts' tokens that a step of so many prompts computes once: the mean over steps of a shuffled sample.
+
+    Args:
+        prompts: token ids of each.
+    """
+    sample = [TokenRow(token_ids=tuple(ids), scored=(len(ids),)) for ids in prompts if ids]
+    random.Random(0).shuffle(sample)
+    sample = sample[:LOOKED_AT]
+    total = sum(len(row.token_ids) for row in sample)
+    return sum(spared(sample[at : at + size]) for at in range(0, len(sample), size)) / total if total else 0.0
+
+
+LOOKED_AT = 1024
+"""Prompts of a sample."""
 
 
 def worst_case(config: Any, rows: int | None = None, prompt: float | None = None) -> Lengths:

@@ -6,7 +6,7 @@ message, which is right within a few tokens for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -16,7 +16,7 @@ from trimtab.data import info
 from trimtab.data.dropped import Dropped
 from trimtab.data.formats import FORMATS
 from trimtab.errors import DataError, ModelError
-from trimtab.plan.job import PAIRS, Lengths
+from trimtab.plan.job import PAIRS, Lengths, alike
 from trimtab.types import Example, Message
 
 LOOKED_AT = 200
@@ -25,20 +25,22 @@ LOOKED_AT = 200
 FRAME = 5
 """Tokens that a template puts around a message."""
 
+_FRAME = (-1,) * FRAME
+
 _BYTES_A_TOKEN = 3.5
 
-Counter = Callable[[str], int]
+Encoder = Callable[[str], Sequence[int]]
 
 
-def counter(folder: Path | None) -> Counter:
-    """How many tokens a text has, by the tokenizer of a model folder; by its bytes where there is none to read.
+def encoder(folder: Path | None) -> Encoder:
+    """The tokens of a text, by the tokenizer of a model folder; where there is none to read, about as many of its bytes.
 
     Raises:
         ModelError: a tokenizer.json that is broken.
     """
     file = folder / "tokenizer.json" if folder is not None else None
     if file is None or not file.is_file():
-        return lambda text: round(len(text.encode()) / _BYTES_A_TOKEN)
+        return _bytes_apart
     from tokenizers import Tokenizer
 
     try:
@@ -50,10 +52,15 @@ def counter(folder: Path | None) -> Counter:
             why=str(error),
             remedy="copy or download it again",
         ) from error
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def look(config: Any, count: Counter) -> Lengths | None:
+def _bytes_apart(text: str) -> list[int]:
+    data = text.encode()
+    return [data[int(i * _BYTES_A_TOKEN)] for i in range(round(len(data) / _BYTES_A_TOKEN))]
+
+
+def look(config: Any, encode: Encoder) -> Lengths | None:
     """Lengths of the training set, whose first rows, and those of the evaluation set, are read; None where it is on a hub.
 
     Raises:
@@ -76,7 +83,7 @@ def look(config: Any, count: Counter) -> Lengths | None:
         raise DataError("no training rows", where="dataset", remedy="name a data set with rows")
     held = config.val_size if config.val_size >= 1 else total * config.val_size
     names = ", ".join(spec.name for spec in specs)
-    return _lengths(config, examples, max(1, round(total - held)), count, f"the first rows of {names}")
+    return _lengths(config, examples, max(1, round(total - held)), encode, f"the first rows of {names}")
 
 
 def _serves(spec: info.DatasetSpec, stage: str) -> None:
@@ -116,26 +123,28 @@ def _first(spec: info.DatasetSpec, limit: int | None) -> tuple[list[Example], in
     return examples, min(total, limit, spec.num_samples or total) if limit else min(total, spec.num_samples or total)
 
 
-def _lengths(config: Any, examples: list[Example], rows: int, count: Counter, source: str) -> Lengths:
+def _lengths(config: Any, examples: list[Example], rows: int, encode: Encoder, source: str) -> Lengths:
     limit = int(config.cutoff_len)
 
-    def tokens(messages: Iterable[Message | None]) -> int:
-        return sum(count(message.content) + FRAME for message in messages if message is not None)
+    def tokens(messages: Iterable[Message | None]) -> list[int]:
+        return [i for message in messages if message is not None for i in (*_FRAME, *encode(message.content))]
 
     if config.stage == "pt":
-        sizes = [count(example.text or "".join(m.content for m in example.prompt)) for example in examples]
+        sizes = [len(encode(example.text or "".join(m.content for m in example.prompt))) for example in examples]
         cut = [min(size, limit) for size in sizes]
         return Lengths(rows=rows, prompt=0.0, answer=mean(cut), longest=max(cut), source=source)
-    prompts = [min(tokens(example.prompt), limit) for example in examples]
+    ids = [tokens(example.prompt)[:limit] for example in examples]
+    prompts = [len(own) for own in ids]
     answers = [
-        [tokens([message]) for message in (e.response, e.chosen, e.rejected) if message is not None] for e in examples
+        [len(tokens([message])) for message in (e.response, e.chosen, e.rejected) if message is not None]
+        for e in examples
     ]
     written = [mean(own) for own in answers if own]
     if hasattr(config, "rollout_size"):
         # what the policy will write is not known; the data's answers, where it has some, are the best guess
         likely = min(mean(written), config.answer_limit) if written else config.answer_limit
-        return Lengths(rows=rows, prompt=mean(prompts), answer=likely, longest=max(prompts), source=source)
-    longest = max(min(p + max(own, default=0), limit) for p, own in zip(prompts, answers, strict=True))
-    return Lengths(
-        rows=rows, prompt=mean(prompts), answer=mean(written) if written else 0.0, longest=longest, source=source
-    )
+        longest, begun = max(prompts), alike(ids, int(config.rollout_size))
+    else:
+        likely, begun = mean(written) if written else 0.0, alike(ids, config.batch_size)
+        longest = max(min(p + max(own, default=0), limit) for p, own in zip(prompts, answers, strict=True))
+    return Lengths(rows=rows, prompt=mean(prompts), answer=likely, longest=longest, alike=begun, source=source)

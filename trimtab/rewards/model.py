@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from trimtab.models.budget import Budget
-from trimtab.models.forward import Layout, plan, score_rows
+from trimtab.models.forward import score_rows
+from trimtab.models.layout import Layout, plan
 from trimtab.models.roles import Roles
 from trimtab.ops.ensemble import Ensemble, combine, disagreement
 from trimtab.rewards import Answer, Judged

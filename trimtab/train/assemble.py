@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -21,8 +21,9 @@ from trimtab.evals import EVALS
 from trimtab.models import block, lora
 from trimtab.models.budget import Budget
 from trimtab.models.folder import check_writers, resolve_model
-from trimtab.models.forward import Layout, choose_layout
+from trimtab.models.forward import choose_layout
 from trimtab.models.heads import HeadRecord
+from trimtab.models.layout import Layout, prefix
 from trimtab.models.load import Packing, base_fingerprint, decoder, load_base
 from trimtab.models.neftune import add_noise
 from trimtab.models.roles import CRITIC as CRITIC
@@ -32,7 +33,7 @@ from trimtab.models.roles import REWARD as REWARD
 from trimtab.models.roles import Roles
 from trimtab.plan import Estimate, Lengths, job_of, settle, shape_of
 from trimtab.plan.estimate import FEWEST
-from trimtab.plan.job import worst_case
+from trimtab.plan.job import alike, worst_case
 from trimtab.rewards import Reward, readout_tail
 from trimtab.rewards.api import ApiReward
 from trimtab.rewards.function import FunctionReward
@@ -321,8 +322,15 @@ def _lengths(config: Any, data: StageData[Any]) -> Lengths:
         prompt=mean(prompts),
         answer=written,
         longest=max(whole),
+        alike=0.0 if data.packs else alike(_prompts(rows), config.rollout_size if online else config.batch_size),
         source="the rows of this run",
     )
+
+
+def _prompts(rows: Sequence[Any]) -> list[tuple[int, ...]]:
+    """The prompt of each row, pair or list of answers."""
+    first = [next(iter(getattr(row, "answers", (row,)))) for row in rows]
+    return [prefix(row) if isinstance(row, TokenRow) else row.token_ids for row in first]
 
 
 def checkpoint_layers(roles: Roles) -> None:

@@ -12,7 +12,8 @@ import torch
 from trimtab.algos import ALGORITHMS, Offline
 from trimtab.data.loader import batches, row_answers
 from trimtab.evals import EVALS
-from trimtab.models.forward import plan, score_tokens
+from trimtab.models.forward import score_tokens
+from trimtab.models.layout import plan
 from trimtab.ops.ranking import plackett_luce
 from trimtab.ops.reduction import reduction_weights
 from trimtab.ops.stats import calibration_bins, calibration_error, correlation

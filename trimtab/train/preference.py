@@ -18,7 +18,7 @@ from torch import Tensor
 from trimtab.algos import ALGORITHMS, Preference
 from trimtab.data.loader import batches
 from trimtab.errors import DataError
-from trimtab.models.forward import prefix
+from trimtab.models.layout import prefix
 from trimtab.ops.reduction import reduction_weights
 from trimtab.train.assemble import POLICY, Session
 from trimtab.train.loop import Figures, total_steps

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.models.forward import plan, score_tokens
+from trimtab.models.forward import score_tokens
+from trimtab.models.layout import plan
 from trimtab.ops.stats import RunningMoments
 from trimtab.rewards import Answer, finished_row
 from trimtab.rewards.mixture import Mixture

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from trimtab.errors import NumericsError
 from trimtab.models.budget import Budget
-from trimtab.models.forward import Layout, TokenScores, plan, score_rows, score_tokens
+from trimtab.models.forward import TokenScores, score_rows, score_tokens
+from trimtab.models.layout import Layout, plan
 from trimtab.models.roles import Roles
 from trimtab.types import LossTerms, TokenRow
 
