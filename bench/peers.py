@@ -28,12 +28,12 @@ PEERS: dict[str, tuple[str, str, list[str], dict[str, float]]] = {
     "generate": ("", "on_transformers.py", ["generate"], {"decode-64": 4.0, "decode-1": 2.0}),
     "continuous": ("", "on_transformers.py", ["continuous"], {"decode-64": 4.0}),
     "vllm": ("vllm", "on_vllm.py", [], {"decode-64": 2.5, "decode-1": 1.0}),
-    "trl": ("trl", "on_trl.py", [], {"group-8x8": 10.0, "group-16x4": 4.0, "sft": 1.0, "rm": 2.5}),
+    "trl": ("trl", "on_trl.py", [], {"group-8x8": 10.0, "group-16x4": 4.0, "sft": 1.0, "rm": 2.5, "group-sql": 4.0}),
     "llamafactory": (
         "llamafactory",
         "on_llamafactory.py",
         [],
-        {"ppo-head": 4.0, "ppo-adapter": 2.5, "sft": 4.0, "rm": 4.0},
+        {"ppo-head": 4.0, "ppo-adapter": 2.5, "sft": 4.0, "rm": 4.0, "ppo-sql": 4.0, "sft-sql": 4.0, "rm-sql": 4.0},
     ),
 }
 

@@ -30,6 +30,8 @@ class Work:
         buffer: minibatches of a rollout batch.
         epochs: passes over a rollout batch.
         critic: of PPO.
+        data: random words, whose prompts have nothing in common but the template, or the text-to-SQL rows of the examples, where
+            prompts that are asked of one schema begin alike.
     """
 
     name: str
@@ -42,7 +44,12 @@ class Work:
     buffer: int = 1
     epochs: int = 1
     critic: str = "head"
+    data: Literal["words", "sql"] = "words"
 
+
+SQL_ROWS = Path(__file__).resolve().parent.parent / "examples" / "text2sql" / "data" / "rw_data.json"
+SQL = 55
+"""Tokens of such a prompt, on average."""
 
 WORKS = {
     work.name: work
@@ -56,6 +63,10 @@ WORKS = {
         Work(name="ppo-adapter", kind="ppo", rows=64, prompt=(21, 30), new=32, batch=8, epochs=4, critic="adapter"),
         Work(name="group-8x8", kind="group", rows=8, k=8, prompt=(400, 400), new=48, batch=8),
         Work(name="group-16x4", kind="group", rows=16, k=4, prompt=(43, 47), new=32, batch=16),
+        Work(name="sft-sql", kind="sft", rows=64, prompt=(SQL, SQL), new=24, data="sql"),
+        Work(name="rm-sql", kind="rm", rows=64, prompt=(SQL, SQL), new=24, data="sql"),
+        Work(name="ppo-sql", kind="ppo", rows=64, prompt=(SQL, SQL), new=32, batch=8, epochs=4, data="sql"),
+        Work(name="group-sql", kind="group", rows=16, k=4, prompt=(SQL, SQL), new=32, batch=16, data="sql"),
         # for one GPU (gpu.py): a published log's batch on a small model, and the article's settings on a large one
         *(Work(name=f"gpu-decode-{n}", kind="decode", rows=n, prompt=(256, 256), new=256) for n in (1, 8, 32, 256)),
         Work(name="gpu-ppo", kind="ppo", rows=256, prompt=(100, 110), new=239, batch=64, buffer=4),
@@ -84,18 +95,30 @@ def questions(work: Work, seed: int = 0, tokens_a_word: float = 1.0) -> list[str
     Args:
         tokens_a_word: of the model's tokenizer; one for the default model.
     """
+    if work.data == "sql":
+        return [row["instruction"] for row in _sql(work)]
     rng = random.Random(seed)
     asked = []
     for _ in range(work.rows):
         words = (rng.randint(*work.prompt) - CHATML_FRAME) / tokens_a_word
-        start = "Go on with this list of words"
-        asked.append(f"{start} {sentence(rng, max(1, round(words) - 7))}")
+        # eight tokens of request and of a first word that has no space before it; at the end, since prompts that begin alike
+        # would be cheaper for us than for others
+        asked.append(f"{sentence(rng, max(1, round(words) - 8))} go on with this list of words")
     return asked
 
 
 def answers(work: Work, seed: int, tokens_a_word: float = 1.0) -> list[str]:
+    """The answers to learn (seed 1), and worse ones to the same questions (seed 2)."""
+    if work.data == "sql":
+        return [row["chosen" if seed == 1 else "rejected"] for row in _sql(work)]
     rng = random.Random(1000 + seed)
     return [sentence(rng, max(1, round((work.new - 2) / tokens_a_word))) for _ in range(work.rows)]
+
+
+def _sql(work: Work) -> list[dict[str, str]]:
+    """The first rows of the examples' preference data, in the file's order, which is random."""
+    rows: list[dict[str, str]] = json.loads(SQL_ROWS.read_text(encoding="utf-8"))
+    return rows[: work.rows]
 
 
 def chatml(question: str) -> str:
