@@ -2,7 +2,8 @@
 
 All weights of the default model's shape are drawn once, each layer its own, so that nothing stays in a cache that would not stay there
 in a run. `forward(m)` times every product of one forward pass over m tokens. No attention, no norms, no adapters: nobody can be faster
-without leaving products out. What unlike prompts begin with in common is counted for each of them, so works on text-to-SQL rows may pass 100 %.
+without leaving products out. What unlike prompts begin with in common is counted for each of them, so works on text-to-SQL rows may pass
+100 %.
 """
 
 from __future__ import annotations
