@@ -283,7 +283,7 @@ class StageConfig(BaseModel):
     layout: Literal["auto", "padded", "packed", "shared"] = key(
         "Training",
         "auto",
-        "rows in memory: packed without padding, and with each prompt once (shared); same results",
+        "rows in memory: packed without padding, and what rows begin with in common computed once (shared); same results",
         stages=TRAINING,
     )
     micro_batch_tokens: Count | None = key(
