@@ -1,9 +1,8 @@
 """x W^T with the weights laid out once for many small products.
 
-On a CPU, by private operators of torch: a product of few rows with a bfloat16 matrix spends most of its time putting the matrix into the
-order that oneDNN multiplies in, and does so at every call. `Product` keeps the matrix in that order. The copy is as large as the weights,
-lives as long as the decoder that made it, and is made only after a try has shown that it computes what `linear` does; elsewhere it is
-`linear`.
+On a CPU, by private operators of torch: a product of few rows spends most of its time putting the matrix into the order that is
+multiplied in, and does so at every call. `Product` keeps the matrix in that order (oneDNN's). The copy is as large as the weights, lives
+as long as the decoder that made it, and is made only after a try has shown that it computes what `linear` does; elsewhere it is `linear`.
 
 On a GPU a small product costs more to start than to compute. `Joined` puts the weights of layers that read the same x below each other,
 and A of their adapters below them: one product gives the outputs and what the adapters go on with. The layers' own parameters become
@@ -29,7 +28,7 @@ class Product:
     """x W^T + bias, the weights packed.
 
     Args:
-        weight: `[out in]`, bfloat16 on a CPU; not kept.
+        weight: `[out in]`, bfloat16 or float32 on a CPU; not kept.
         bias: `[out]` or None.
     """
 
@@ -46,8 +45,9 @@ class Product:
 @cache
 def can_pack(dtype: torch.dtype, device: str) -> bool:
     """Are packed products to be had here, and right?"""
-    if device != "cpu" or dtype != torch.bfloat16:
+    if device != "cpu" or dtype not in (torch.bfloat16, torch.float32):
         return False
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(96, 72, generator=generator).to(dtype)
     bias = torch.randn(96, generator=generator).to(dtype)
@@ -56,7 +56,7 @@ def can_pack(dtype: torch.dtype, device: str) -> bool:
         for rows in (1, 5, ROWS):
             x = torch.randn(rows, 72, generator=generator).to(dtype)
             want = F.linear(x.float(), weight.float(), bias.float())
-            if not float((product(x).float() - want).abs().max()) <= 1e-2 * float(want.abs().max()):
+            if not float((product(x).float() - want).abs().max()) <= tolerance * float(want.abs().max()):
                 return False
     except (RuntimeError, AttributeError, TypeError, NotImplementedError):
         return False

@@ -37,8 +37,8 @@ from trimtab.ops.logprobs import logprobs_and_entropy, vocabulary_mean
 from trimtab.types import Scores, TokenRow
 
 STEP = 64
-"""In 16-bit types packed tokens and scored states are filled up to a multiple of this: oneDNN makes a kernel, 0.7 MB of it, for every
-number of rows that it meets (docs/log.md)."""
+"""Where oneDNN multiplies (16-bit types, and the engine's packed weights) tokens and scored states are filled up to a multiple of this: it
+makes a kernel, 0.7 MB of it, for every number of rows that it meets (docs/log.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

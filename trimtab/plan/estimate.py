@@ -250,13 +250,13 @@ def _passing(job: Job, shape: Shape, tokens: int, head: int) -> int:
 
 
 def _decoding(job: Job, shape: Shape, machine: Machine) -> int:
-    """The cache of the rows that are decoded at once, the prefill, the logits of a token for all of them; on a CPU that multiplies
-    bfloat16 also the copy of the weights that the engine packs (`engine/products.py`), where that takes half of what is free."""
+    """The cache of the rows that are decoded at once, the prefill, the logits of a token for all of them; on a CPU also the copy of the
+    weights that the engine packs (`engine/products.py`), where that takes half of what is free."""
     prompts = job.rollout * job.group if job.online else FEWEST
     rows = min(slots(job, shape, machine), max(1, prompts))
     cache = _cached(job, shape) * rows
     copy = job.compute * (shape.linear + shape.head)
-    if machine.kind != "cpu" or job.compute != 2 or 2 * copy > machine.memory:
+    if machine.kind != "cpu" or 2 * copy > machine.memory:
         copy = 0
     return copy + cache + max(_passing(job, shape, rows // max(1, job.group) * job.lengths.longest, 0),
                        rows * shape.vocabulary * DRAWING)  # fmt: skip
