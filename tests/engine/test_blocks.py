@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tests.engine.test_generator import NEVER, PROMPTS, policy, texts
+from tests.engine.test_generator import ALIKE, NEVER, PROMPTS, policy, texts
 from trimtab.engine import blocks, generator, products
 from trimtab.engine.blocks import BlockDecoder, Weights, why_not
 from trimtab.engine.generator import Engine
@@ -117,8 +118,28 @@ def test_rows_take_the_slots_of_those_that_stop(monkeypatch: pytest.MonkeyPatch)
 # ------------------------------------------------------------------------------------------------------- packed products
 
 needs_packing = pytest.mark.skipif(
-    not products.can_pack(torch.bfloat16, "cpu"), reason="this torch has no packed bfloat16 products"
+    not all(products.can_pack(dtype, "cpu") for dtype in (torch.bfloat16, torch.float32)),
+    reason="this torch has no packed products",
 )
+
+
+def test_prompts_that_begin_alike_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of 31, 21, 24 and 31 tokens: 31, then 5 beside 16 of them, then 0 beside 24, then 0."""
+    laid_out = []
+    plain = blocks.pack
+
+    def spy(*args: Any) -> Any:
+        laid_out.append(plain(*args))
+        return laid_out[-1]
+
+    monkeypatch.setattr(blocks, "pack", spy)
+    roles = policy()
+    engine, sampling = Engine(roles=roles, role="policy", stop_ids=NEVER), Sampling(max_new_tokens=8)
+    together = texts(engine.generate([PROMPTS[1], *ALIKE], sampling))
+    paths = [where for _, where in laid_out[-1].places]
+    assert sorted(map(len, paths)) == [21, 24, 31, 31]
+    assert len({column for path in paths for column in path}) == 31 + 5
+    assert together == [texts(engine.generate([one], sampling))[0] for one in (PROMPTS[1], *ALIKE)]
 
 
 @needs_packing

@@ -44,6 +44,9 @@ PROMPTS = [
     prompt(4, 20, 31, 43),
 ]
 
+# which begin as prompt 1 does: with sixteen of its tokens, with its first twenty-four alone, and all of it
+ALIKE = [prompt(5, *range(40, 60), 7), prompt(6, *range(40, 64)), prompt(7, *range(40, 71))]
+
 
 def policy(family: Family = "qwen2") -> Roles:
     model = tiny_model(family).requires_grad_(False)
@@ -70,12 +73,12 @@ def texts(completions: Sequence[Completion]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_is_that_of_transformers(family: Family) -> None:
     roles = policy(family)
-    ours = engine(roles).generate(PROMPTS, Sampling(temperature=0.0, max_new_tokens=12))
+    ours = engine(roles).generate([*PROMPTS, *ALIKE], Sampling(temperature=0.0, max_new_tokens=12))
     base = Engine(roles=roles, role="base", stop_ids=NEVER).generate(
-        PROMPTS, Sampling(temperature=0.0, max_new_tokens=12)
+        [*PROMPTS, *ALIKE], Sampling(temperature=0.0, max_new_tokens=12)
     )
     with roles.enter("policy"):
-        for p, completion in zip(PROMPTS, ours, strict=True):
+        for p, completion in zip([*PROMPTS, *ALIKE], ours, strict=True):
             out = roles.model.generate(
                 torch.tensor([p.token_ids]),
                 attention_mask=torch.ones(1, len(p.token_ids), dtype=torch.long),

@@ -78,17 +78,24 @@ def test_the_function_for_a_gpu_sees_what_the_mask_sees() -> None:
     assert torch.equal(seen, trees.mask())
 
 
-@pytest.mark.parametrize("triton", [True, False])
-def test_both_forms_for_a_gpu_compute_what_the_blocks_do(triton: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """flex_attention with its block mask (uncompiled), and one boolean mask where Triton is missing."""
+@pytest.mark.parametrize(("triton", "most"), [(True, 0), (False, 4096), (False, 0)])
+def test_the_forms_for_a_gpu_compute_what_the_blocks_do(
+    triton: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """flex_attention with its block mask (uncompiled); one boolean mask where Triton is missing, and none for many tokens."""
     monkeypatch.setattr(attention, "_flex_attention", lambda: flex_attention if triton else None)
+    monkeypatch.setattr(attention, "ONE_MASK", most)
     trees = forest(NODES)
+    mask = trees.mask()
+    if not triton and not most:
+        monkeypatch.setattr(Trees, "mask", lambda self: pytest.fail("a mask of n^2 entries"))
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, trees.n, 16, generator=generator) for heads in (4, 2, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it is not compiled
         got = attention._on_cuda(q, k, v, trees, 0.3)
-    torch.testing.assert_close(got, tree_attention(q, k, v, trees, 0.3), rtol=1e-5, atol=1e-5)
+    dense = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(got, dense, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -260,6 +260,12 @@ def test_rows_that_begin_alike_come_together() -> None:
     assert plan(rows, 49, layout="packed") == [[i] for i in range(6)]
 
 
+def test_equal_rows_are_cut_by_what_is_read_of_them() -> None:
+    """They add no tokens, but each has its own scored states."""
+    chunks = plan([row(PROMPT, 1, 2, 3, 4, 5)] * 20, 30, layout="shared")
+    assert [len(chunk) for chunk in chunks] == [5, 5, 5, 5]  # 4 + 5 x 5 tokens; ten rows would be as many tokens
+
+
 def test_a_data_set_of_one_prompt_is_still_cut() -> None:
     rows = [row(PROMPT, 1, 2, 3, i) for i in range(20)]
     chunks = plan(rows, 20, layout="shared")

@@ -32,6 +32,7 @@ JOB = Job(
     updates=4, reference="adapter", old=True, critic="adapter", reward="adapter", frozen_copy=False, scored=True, new=10,
     lengths=LENGTHS, evaluates=False,
 )  # fmt: skip
+CARD = Machine(name="card", kind="cuda", memory=10**12, rate=1e14, rate32=1e13, bandwidth=1e12)
 BOX = Machine(name="box", kind="cpu", memory=10**12, rate=1e12, rate32=1e11, bandwidth=1e10)
 
 
@@ -52,7 +53,17 @@ def test_tokens_of_a_step() -> None:
     # the engine reads a prompt once whatever the layout
     unit = 2 * N
     assert without_head(begun)["rollout"] == pytest.approx(unit * (10 * 20 + 40 * 10))
-    assert without_head(replace(begun, shared=False))["rollout"] == pytest.approx(unit * (10 * 30 + 40 * 10))
+    assert without_head(replace(begun, shared=False))["rollout"] == pytest.approx(unit * (10 * 20 + 40 * 10))
+    # a GPU reads what unlike prompts begin with for each of them
+    on_card = estimate(begun, replace(SHAPE, vocabulary=0), CARD, checkpointing=False, budget=1024).flops["rollout"]
+    assert on_card == pytest.approx(unit * (10 * 30 + 40 * 10))
+
+
+def test_memory_is_planned_as_if_nothing_were_shared() -> None:
+    alike = replace(JOB, group=4, lengths=replace(LENGTHS, alike=0.5))
+    apart = replace(alike, shared=False, lengths=LENGTHS)
+    found, want = (estimate(job, SHAPE, BOX, checkpointing=False, budget=10**6).phases for job in (alike, apart))
+    assert found == want
 
 
 def test_how_much_of_the_prompts_begins_alike() -> None:

@@ -66,7 +66,7 @@ class Linear:
         if packing:
             weight = torch.cat(weights)
             self.product = Product(weight if sides is None else torch.cat([weight, sides], dim=1), bias)
-            # a thin product costs a fifth in float32 of what it costs in bfloat16 (docs/log.md), and the numbers are the same
+            # thin products cost a fifth in float32 of what they cost in bfloat16 (docs/log.md); the numbers are the same up to rounding
             self.a = None if self.a is None else self.a.float()
         elif weights[0].device.type == "cuda":
             self.joined = Joined(layers, self.a, sides, bias)
@@ -218,7 +218,7 @@ class BlockDecoder:
         self.replays = Replays(slots, capacity, w.device, record) if record else None
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
-        """Prompts one after the other, without padding, each blind to the others."""
+        """Prompts without padding, each blind to the others; on a CPU what they begin with in common is read once."""
         self.weights.take()
         return torch.cat([self._prefill(prompts[part], slots[part]) for part in passes(prompts, padded=False)])
 

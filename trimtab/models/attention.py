@@ -13,7 +13,7 @@ blocks of like size are computed together, and only the inputs are kept for the 
 
 The products run in float32, also over bfloat16 inputs: scores are not rounded before the softmax. Measured on rows of 40 tokens,
 torch's own kernel takes five times as long for forward and backward in bfloat16 (docs/log.md). On CUDA rows that share nothing go
-through torch's flash attention, others become a block mask of flex_attention, or one boolean mask where Triton is missing.
+through torch's flash attention, others become a block mask of flex_attention; where Triton is missing, one boolean mask or these blocks.
 
 Shapes: n tokens of the sequence, h query heads, j key heads, d numbers per head; r spans of a block, m queries and c keys of each.
 """
@@ -203,9 +203,8 @@ def _block(pieces: list[_Piece], n: int, device: torch.device) -> Block:
     known, keys = torch.cat([walked, known], dim=1), torch.cat([path, keys], dim=1)
     mask = torch.zeros(r, m, shared + first + m)
     mask[:, :, :shared].masked_fill_(~walked[:, None], -torch.inf)
-    mask[:, :, shared:] = torch.full((m, first + m), -torch.inf).triu(
-        first + 1
-    )  # keys of padding come after every query
+    # own keys that are padding come after every query
+    mask[:, :, shared:] = torch.full((m, first + m), -torch.inf).triu(first + 1)
     if bool((mask == mask[:1]).all()):
         mask = mask[:1]
     return Block(
@@ -293,20 +292,29 @@ def tree_attention(
     q: Float[Tensor, "1 h n d"], k: Float[Tensor, "1 j n d"], v: Float[Tensor, "1 j n d"], trees: Trees, scale: float
 ) -> Float[Tensor, "1 n h d"]:
     """Attention of one packed sequence; h is a multiple of j (grouped queries). Sums in float32, the result in the type of q."""
-    if q.device.type == "cuda":
-        return _on_cuda(q, k, v, trees, scale)
+    return (_on_cuda if q.device.type == "cuda" else _by_blocks)(q, k, v, trees, scale)
+
+
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
     out: Tensor = _TreeAttention.apply(  # type: ignore[no-untyped-call]
         q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1), trees, scale
     )
     return out[None]
 
 
+ONE_MASK = 4096
+"""Tokens up to which one mask of n^2 entries is made where Triton is missing."""
+
+
 def _on_cuda(q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
-    """The three forms for a GPU: flash attention over the rows where no prompt is shared, else flex_attention, else one mask."""
+    """The forms for a GPU: flash attention over rows that share nothing, else flex_attention; where Triton is missing (Windows) one mask
+    for few tokens, and the blocks of the CPU for many."""
     if _flash_takes(q) and (rows := trees.rows()) is not None:
         return _flash(q, k, v, *rows, scale)[None]
     grouped = q.shape[1] != k.shape[1]
     flex = _flex_attention()
+    if flex is None and trees.n > ONE_MASK:
+        return _by_blocks(q, k, v, trees, scale)
     if flex is None:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=trees.mask(), scale=scale, enable_gqa=grouped)
     else:

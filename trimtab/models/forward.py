@@ -123,7 +123,7 @@ def pack(rows: Sequence[TokenRow], layout: Layout, device: torch.device, heads: 
 
 def _segments(begun: dict[int, int], n: int) -> tuple[Segment, ...]:
     """Cut the columns where something begins and after each column that something goes on from."""
-    starts = sorted({*begun, *(column + 1 for column in begun.values() if column >= 0)} - {n})
+    starts = sorted({*begun, *(column + 1 for column in begun.values() if column >= 0)})
     numbers = {end - 1: number for number, end in enumerate([*starts[1:], n])}  # last column -> segment
     return tuple(
         Segment(start, end, numbers.get(begun.get(start, start - 1), -1))

@@ -1,8 +1,9 @@
 """Which rows come together in a forward pass, and what they have in common: token ids in, row numbers out. No tensor is made here.
 
 `forward.pack` lays the rows of a micro-batch out; `plan` cuts a batch into micro-batches of at most so many tokens, counted as they will
-lie there. In the shared layout rows lie in the order of their tokens, so those with most in common are neighbours, and what a row has in
-common with the one before it is there once.
+lie there (a few more where a pass leaves out the last token of rows, with which a multiple of `GRAIN` may end). In the shared layout rows
+lie in the order of their tokens, so those with most in common are neighbours, and what a row has in common with the one before it is
+there once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from trimtab.types import TokenRow
 Layout = Literal["padded", "packed", "shared"]
 
 GRAIN = 8
-"""Rows share what they have in common up to a multiple of this many tokens: every parting costs a block of attention of its own. The
+"""Neighbours share what they have in common up to a multiple of this many tokens: every parting costs a block of attention of its own. The
 whole prompt is shared where it is the same, whatever its length."""
 
 
@@ -59,8 +60,8 @@ def plan(
     """Cut rows into micro-batches of at most `budget` tokens, padding counted; a unit longer than that goes alone.
 
     Padded rows of like length come together, and a micro-batch is closed when its padding would cost more than another pass does (taken
-    as a sixteenth of the budget, at least 64 tokens). Others are filled to the budget, shared ones with rows that begin alike. Losses do
-    not depend on the cut: weights are fixed before it.
+    as a sixteenth of the budget, at least 64 tokens). Others are filled to the budget, shared ones with rows that begin alike, to at most
+    as many scored tokens. Losses do not depend on the cut: weights are fixed before it.
 
     Args:
         unit: rows that belong together are consecutive, this many at a time (2 for pairs; for groups of
@@ -111,18 +112,20 @@ def _plan_shared(rows: Sequence[TokenRow], blocks: list[list[int]], budget: int)
     """Blocks in the order of their tokens, so that those which begin alike come together."""
     cut: list[list[int]] = []
     held: list[TokenRow] = []
-    size = 0
+    size = scored = 0
     for block in sorted(blocks, key=lambda block: min(order(rows[i]) for i in block)):
         grown, more = list(held), size
         for i in block:
             more += _insert(grown, rows[i])
-        if not cut or more > budget:
+        own = sum(len(rows[i].scored) for i in block)
+        # what is read of the rows takes memory too, and equal rows add no tokens
+        if not cut or max(more, scored + own) > budget:
             cut.append([])
-            grown, more = [], 0
+            grown, more, scored = [], 0, 0
             for i in block:
                 more += _insert(grown, rows[i])
         cut[-1].extend(block)
-        held, size = grown, more
+        held, size, scored = grown, more, scored + own
     return cut
 
 

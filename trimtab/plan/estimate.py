@@ -116,7 +116,8 @@ def estimate(job: Job, shape: Shape, machine: Machine, *, checkpointing: bool, b
     base = sum(standing.values()) + BUFFERS[machine.kind]
     if machine.kind == "cpu" and job.compute == 2:
         base += KERNELS
-    tokens = max(min(budget, round(job.step_tokens)), job.longest)
+    # as if nothing were shared: a step of unlike rows, or a model that is padded, must fit too
+    tokens = max(min(budget, round(job.entries * (job.lengths.prompt + job.lengths.answer))), job.longest)
     phases = {"load": sum(standing.values()) + _loading(job, shape)}
     updates = {
         role: base
@@ -134,7 +135,7 @@ def estimate(job: Job, shape: Shape, machine: Machine, *, checkpointing: bool, b
             decoding, _passing(job, shape, tokens, _head(job, shape, machine.kind) if job.scored else 0)
         )
     phases["save"] = base + _trained(job, shape) * (4 if job.trained == "lora" else job.compute)
-    flops = _flops(job, shape, checkpointing=checkpointing, budget=budget)
+    flops = _flops(job, shape, machine.kind, checkpointing=checkpointing, budget=budget)
     seconds = _seconds(job, shape, machine, flops)
     total = sum(seconds.values())
     steps = job.steps()
@@ -251,7 +252,7 @@ def _passing(job: Job, shape: Shape, tokens: int, head: int) -> int:
 
 def _decoding(job: Job, shape: Shape, machine: Machine) -> int:
     """The cache of the rows that are decoded at once, the prefill, the logits of a token for all of them; on a CPU also the copy of the
-    weights that the engine packs (`engine/products.py`), where that takes half of what is free."""
+    weights that the engine packs (`engine/products.py`), where that takes at most half of what is free."""
     prompts = job.rollout * job.group if job.online else FEWEST
     rows = min(slots(job, shape, machine), max(1, prompts))
     cache = _cached(job, shape) * rows
@@ -283,7 +284,7 @@ def slots(job: Job, shape: Shape, machine: Machine) -> int:
 # ---------------------------------------------------------------------------------------------------------------- time
 
 
-def _flops(job: Job, shape: Shape, *, checkpointing: bool, budget: int) -> dict[str, float]:
+def _flops(job: Job, shape: Shape, kind: str, *, checkpointing: bool, budget: int) -> dict[str, float]:
     """Floating-point operations of a step (docs/memory.md, "Cost model"): 2 N L a forward pass over L tokens, and so on."""
     n, tokens = shape.linear, job.step_tokens
     scored = job.entries * job.lengths.answer if job.scored else 0.0
@@ -297,8 +298,8 @@ def _flops(job: Job, shape: Shape, *, checkpointing: bool, budget: int) -> dict[
         if job.reference:  # its log-probabilities are computed once for all epochs
             found["score"] = reference
         return found
-    # the engine reads each prompt once in any layout
-    prompts = min(job.prompt_tokens, job.rollout * job.lengths.prompt)
+    # the engine reads each prompt once in any layout, and on a CPU once what prompts of a pass begin with
+    prompts = job.rollout * job.lengths.prompt * (1 - job.lengths.alike if kind == "cpu" else 1)
     found = {"rollout": 2 * n * (prompts + job.entries * job.lengths.answer) + head}
     # the first update begins with that pass
     held = job.rollout <= job.rows and job.stage != "online_dpo" and tokens <= budget

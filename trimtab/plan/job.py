@@ -25,7 +25,7 @@ class Lengths:
     Attributes:
         rows: rows, pairs or prompts of the training set; None where it could not be read.
         prompt, answer: mean tokens; longest: tokens of the longest row (of the longest prompt, in online stages).
-        alike: of the prompts' tokens of a step, the share that unlike prompts begin with and that is computed once.
+        alike: of the prompts' tokens of an optimizer step, the share that is computed with those of another prompt that begins alike.
         source: where these numbers come from.
     """
 
@@ -163,7 +163,8 @@ def job_of(config: Any, lengths: Lengths, *, bfloat16: bool) -> Job:
         evaluates=bool(config.do_eval or config.eval_strategy != "no" or config.eval_on_start),
         max_steps=max(0, config.max_steps),
         epochs=float(config.num_train_epochs),
-        shared=config.layout in ("auto", "shared"),
+        # noise on embeddings wants padded rows (`train/assemble.py`)
+        shared=config.layout in ("auto", "shared") and not getattr(config, "neftune_noise_alpha", None),
     )
 
 

@@ -143,8 +143,9 @@ def _lengths(config: Any, examples: list[Example], rows: int, encode: Encoder, s
     if hasattr(config, "rollout_size"):
         # what the policy will write is not known; the data's answers, where it has some, are the best guess
         likely = min(mean(written), config.answer_limit) if written else config.answer_limit
-        longest, begun = max(prompts), alike(ids, int(config.rollout_size))
+        longest = max(prompts)
     else:
-        likely, begun = mean(written) if written else 0.0, alike(ids, config.batch_size)
+        likely = mean(written) if written else 0.0
         longest = max(min(p + max(own, default=0), limit) for p, own in zip(prompts, answers, strict=True))
+    begun = alike(ids, config.batch_size)
     return Lengths(rows=rows, prompt=mean(prompts), answer=likely, longest=longest, alike=begun, source=source)

@@ -322,7 +322,7 @@ def _lengths(config: Any, data: StageData[Any]) -> Lengths:
         prompt=mean(prompts),
         answer=written,
         longest=max(whole),
-        alike=0.0 if data.packs else alike(_prompts(rows), config.rollout_size if online else config.batch_size),
+        alike=0.0 if data.packs else alike(_prompts(rows), config.batch_size),
         source="the rows of this run",
     )
 
