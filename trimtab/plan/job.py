@@ -25,7 +25,7 @@ class Lengths:
     Attributes:
         rows: rows, pairs or prompts of the training set; None where it could not be read.
         prompt, answer: mean tokens; longest: tokens of the longest row (of the longest prompt, in online stages).
-        alike: of the prompts' tokens of an optimizer step, the share that is computed with those of another prompt that begins alike.
+        alike: of the prompts' tokens of an optimizer step, the share that is not computed, since another prompt begins with them.
         source: where these numbers come from.
     """
 
@@ -185,20 +185,21 @@ def _refers(config: Any, online: bool) -> bool:
 
 
 def alike(prompts: Sequence[Sequence[int]], size: int) -> float:
-    """The share of the prompts' tokens that a step of so many prompts computes once: the mean over steps of a shuffled sample.
+    """The share of the prompts' tokens that a step of so many prompts does not compute, since another of its prompts begins with them: the
+    mean over steps of a shuffled sample.
 
     Args:
         prompts: token ids of each.
     """
     sample = [TokenRow(token_ids=tuple(ids), scored=(len(ids),)) for ids in prompts if ids]
     random.Random(0).shuffle(sample)
-    sample = sample[:LOOKED_AT]
+    sample = sample[:SAMPLE]
     total = sum(len(row.token_ids) for row in sample)
     return sum(spared(sample[at : at + size]) for at in range(0, len(sample), size)) / total if total else 0.0
 
 
-LOOKED_AT = 1024
-"""Prompts of a sample."""
+SAMPLE = 1024
+"""Prompts that are looked at, at most."""
 
 
 def worst_case(config: Any, rows: int | None = None, prompt: float | None = None) -> Lengths:
