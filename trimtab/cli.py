@@ -470,7 +470,7 @@ def env() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from trimtab.models.packaged import cache_folder
+    from trimtab.cache import cache_folder
     from trimtab.pipeline import versions
     from trimtab.train.device import cpu_has_bfloat16, hardware, pick_device, pick_dtype
 

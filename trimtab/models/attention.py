@@ -11,9 +11,10 @@ at which what may see the token ends. As one mask that is n^2 numbers of which f
 400 use 40 % of it, forty rows of 40 tokens use 1 %. So the sequence is cut into blocks (some queries, and the keys that they may see),
 blocks of like size are computed together, and only the inputs are kept for the backward pass.
 
-The products run in float32, also over bfloat16 inputs: scores are not rounded before the softmax. Measured on rows of 40 tokens,
-torch's own kernel takes five times as long for forward and backward in bfloat16 (docs/log.md). On CUDA rows that share nothing go
-through torch's flash attention, others become a block mask of flex_attention; where Triton is missing, one boolean mask or these blocks.
+The products run in float32, also over bfloat16 inputs: scores are not rounded before the softmax. On a CPU that is
+`ops/native/attention.c`; without a compiler the blocks are computed by torch's products, which takes twice as long, and torch's own kernel
+five times as long as those on rows of 40 tokens in bfloat16 (docs/log.md). On CUDA rows that share nothing go through torch's flash
+attention, others become a block mask of flex_attention; where Triton is missing, one boolean mask or these blocks.
 
 Shapes: n tokens of the sequence, h query heads, j key heads, d numbers per head; r spans of a block, m queries and c keys of each.
 """
@@ -36,6 +37,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from trimtab.ops import native
 from trimtab.ops.fused import compile_often
 
 NAME = "trimtab_trees"
@@ -88,12 +90,24 @@ class Trees:
     _mask: Any = None
     _block_mask: Any = None
     _rows: tuple[Tensor, int] | None = None
+    _laid: tuple[Tensor, int] | None = None
 
     def blocks(self) -> list[Block]:
         """The sequence in blocks, like sizes together."""
         if self._blocks is None:
             self._blocks = list(_cut(self.segments, self.n, self.heads, self.device))
         return self._blocks
+
+    def laid(self, vector: int) -> tuple[Int[Tensor, "4 r"], int]:
+        """Start, end and parent of each segment, and its place where each begins at a multiple of `vector`; and the columns of that."""
+        if self._laid is None:
+            places, column = [], 0
+            for segment in self.segments:
+                places.append(column)
+                column += -(-(segment.end - segment.start) // vector) * vector
+            columns = zip(*((s.start, s.end, s.parent) for s in self.segments), strict=True)
+            self._laid = torch.tensor([*columns, places]), column
+        return self._laid
 
     def ends(self) -> Int[Tensor, " n"]:
         """For each token the column where the segments that go on from its own end: nothing from there on sees it."""
@@ -219,6 +233,75 @@ def _block(pieces: list[_Piece], n: int, device: torch.device) -> Block:
 # ----------------------------------------------------------------------------------------------------------- attention
 
 
+class _Native(torch.autograd.Function):
+    """softmax(q k^T scale) v by `ops/native/attention.c`; backward computes the probabilities again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
+        """q `[n h d]`, k and v `[n j d]` -> `[n h d]`"""
+        (_, h, e), j = q.shape, k.shape[1]
+        own, tree, columns = _arguments(trees, q, k, v)
+        out = q.new_empty(q.shape)
+        room = torch.empty(2 * j * columns * e, dtype=torch.float32)
+        native.kernels().trimtab_tree(
+            *own, out.data_ptr(), *tree, room.data_ptr(), scale, h, j, e, native.is_narrow(q), torch.get_num_threads()
+        )
+        ctx.save_for_backward(q, k, v)
+        ctx.trees, ctx.scale = trees, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        (_, h, e), j, threads = q.shape, k.shape[1], torch.get_num_threads()
+        own, tree, columns = _arguments(ctx.trees, q, k, v, grad.contiguous())
+        grads = [x.new_empty(x.shape) for x in (q, k, v)]
+        room = torch.empty((3 + 2 * threads) * columns * e, dtype=torch.float32)
+        native.kernels().trimtab_tree_back(
+            *own,
+            *(x.data_ptr() for x in grads),
+            *tree,
+            room.data_ptr(),
+            ctx.scale,
+            h,
+            j,
+            e,
+            native.is_narrow(q),
+            threads,
+        )
+        return *grads, None, None
+
+
+def _arguments(trees: Trees, *arrays: Tensor) -> tuple[list[int], list[int], int]:
+    """What the kernels read of `[n heads d]` arrays, of the tree, and the columns that its segments are laid out in."""
+    own = []
+    for x in arrays:
+        assert x.stride(2) == 1
+        own += [x.data_ptr(), x.stride(0), x.stride(1)]
+    laid, columns = trees.laid(native.kernels().trimtab_vector())
+    step = laid.stride(0) * laid.element_size()
+    return own, [laid.shape[1], *(laid.data_ptr() + i * step for i in range(4)), columns], columns
+
+
+def _has_kernel(q: Tensor) -> bool:
+    """Numbers and a head that the kernels have, on a machine on which they give what a mask gives."""
+    return native.takes(q) and q.shape[-1] % native.kernels().trimtab_vector() == 0 and _kernel_is_right()
+
+
+@cache
+@torch.no_grad()
+def _kernel_is_right() -> bool:
+    """Tried once, on a tree with grouped queries: a compiler may be wrong, or the machine not what it says."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(21, h, 32, generator=generator) for h in (4, 2, 2))
+    trees = Trees((Segment(0, 4), Segment(4, 7, 0), Segment(7, 21)), 21, 4, torch.device("cpu"))
+    q4, k4, v4 = (x.transpose(0, 1)[None] for x in (q, k, v))
+    want = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=trees.mask(), enable_gqa=True)
+    got = _Native.apply(q, k, v, trees, 32**-0.5)  # type: ignore[no-untyped-call]
+    return bool((got - want[0].transpose(0, 1)).abs().max() <= 1e-5)
+
+
 class _TreeAttention(torch.autograd.Function):
     """softmax(q k^T scale) v block by block; backward computes the probabilities again."""
 
@@ -296,9 +379,9 @@ def tree_attention(
 
 
 def _by_blocks(q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
-    out: Tensor = _TreeAttention.apply(  # type: ignore[no-untyped-call]
-        q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1), trees, scale
-    )
+    rows = [x[0].transpose(0, 1) for x in (q, k, v)]
+    function = _Native if _has_kernel(q) and all(x.stride(2) == 1 for x in rows) else _TreeAttention
+    out: Tensor = function.apply(*rows, trees, scale)  # type: ignore[no-untyped-call]
     return out[None]
 
 

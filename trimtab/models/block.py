@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trimtab.models.lora import Adapter, LoraLinear, adapter_gradients, product
+from trimtab.ops import native
 
 Part = tuple[Tensor, "Tensor | None", "Tensor | None", list[Adapter]]
 """One linear layer: its weight, and A, s B and the adapters they come from."""
@@ -79,7 +80,7 @@ def _gated(module: Any, x: Tensor) -> Tensor:
         return y
     if not torch.is_grad_enabled():
         g, u = product(x, gate[0], None, gate[1], gate[2])[0], product(x, up[0], None, up[1], up[2])[0]
-        return product(F.silu(g, inplace=True).mul_(u), down[0], None, down[1], down[2])[0]
+        return product(_act(g, u), down[0], None, down[1], down[2])[0]
     matrices = [m for part in (gate, up, down) for adapter in part[3] for m in (adapter.a, adapter.b)]
     y = _GatedUnit.apply(x, (gate, up, down), *matrices)  # type: ignore[no-untyped-call]
     return y
@@ -105,7 +106,7 @@ class _GatedUnit(torch.autograd.Function):
         (wg, ag, bg, _), (wu, au, bu, _), (wd, ad, bd, _) = parts
         g, low_g = product(x, wg, None, ag, bg)
         u, low_u = product(x, wu, None, au, bu)
-        y, low_d = product(F.silu(g).mul_(u), wd, None, ad, bd)
+        y, low_d = product(_act(g, u), wd, None, ad, bd)
         ctx.save_for_backward(x, g, u, low_g, low_u, low_d)
         ctx.parts = parts
         return y
@@ -123,11 +124,9 @@ class _GatedUnit(torch.autograd.Function):
             return [wanted.pop(0) for _ in range(2 * len(active))]
 
         of_gate, of_up, of_down = take(gate[3]), take(up[3]), take(down[3])
-        act = F.silu(g)
-        grad_h, pull = _back(flat, down)
-        grads_down = adapter_gradients(down[3], of_down, act * u, low_d, flat, pull) if any(of_down) else _none(down)
-        grad_u = act.mul_(grad_h)
-        grad_g = torch.ops.aten.silu_backward(grad_h.mul_(u), g)
+        grad_act, pull = _back(flat, down)
+        grad_g, grad_u, act = _act_back(g, u, grad_act)
+        grads_down = adapter_gradients(down[3], of_down, act, low_d, flat, pull) if any(of_down) else _none(down)
         grad_x, pull = _back(grad_g, gate, needed=ctx.needs_input_grad[0])
         grads_gate = adapter_gradients(gate[3], of_gate, x, low_g, grad_g, pull) if any(of_gate) else _none(gate)
         grad_x, pull = _back(grad_u, up, onto=grad_x, needed=ctx.needs_input_grad[0])
@@ -135,6 +134,31 @@ class _GatedUnit(torch.autograd.Function):
         if grad_x is not None:
             grad_x = grad_x.view(*grad.shape[:-1], -1)
         return grad_x, None, *grads_gate, *grads_up, *grads_down
+
+
+def _act(g: Tensor, u: Tensor) -> Tensor:
+    """silu(g) * u"""
+    if not (native.takes(g) and g.is_contiguous() and u.is_contiguous()):
+        return F.silu(g).mul_(u)
+    act, n, d = torch.empty_like(g), g.numel() // g.shape[-1], g.shape[-1]
+    native.kernels().trimtab_gate(
+        g.data_ptr(), u.data_ptr(), d, act.data_ptr(), d, None, 0, n, d, native.is_narrow(g), torch.get_num_threads()
+    )
+    return act
+
+
+def _act_back(g: Tensor, u: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of g and u from that of silu(g) * u, which is overwritten, and silu(g) * u once more."""
+    if not (native.takes(g) and all(x.is_contiguous() for x in (g, u, grad))):
+        silu = F.silu(g)
+        act = silu * u
+        grad_u = silu.mul_(grad)
+        return torch.ops.aten.silu_backward(grad.mul_(u), g), grad_u, act
+    grad_u, act = torch.empty_like(u), torch.empty_like(u)
+    native.kernels().trimtab_gate_back(
+        *(x.data_ptr() for x in (g, u, grad, grad_u, act)), g.numel(), native.is_narrow(g), torch.get_num_threads()
+    )
+    return grad, grad_u, act
 
 
 def _none(part: Part) -> list[Tensor | None]:
@@ -184,6 +208,10 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.eps = eps
+        if _has_kernel(x, weight):
+            ctx.save_for_backward(x, weight, None)
+            return _normed_by_kernel(x, weight, eps)
         wide = x.float()
         r = torch.rsqrt(torch.linalg.vecdot(wide, wide).unsqueeze(-1).div_(x.shape[-1]).add_(eps))
         ctx.save_for_backward(x, weight, r)
@@ -193,7 +221,46 @@ class _Norm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, r = ctx.saved_tensors
+        if r is None:
+            return _norm_back_by_kernel(x, grad.contiguous(), weight, ctx.eps), None, None
         wide, pull = x.float(), grad.float() * weight.float()
         # d x_i: r (p_i - x_i r^2 mean(p x)), p = grad w
         slope = torch.linalg.vecdot(pull, wide).unsqueeze(-1).mul_(r * r).div_(x.shape[-1])
         return pull.addcmul_(wide, slope, value=-1).mul_(r).to(x.dtype), None, None
+
+
+def _has_kernel(x: Tensor, weight: Tensor) -> bool:
+    return native.takes(x) and x.is_contiguous() and weight.dtype == x.dtype
+
+
+def _normed_by_kernel(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out, d = torch.empty_like(x), x.shape[-1]
+    native.kernels().trimtab_norm(
+        x.data_ptr(),
+        None,
+        weight.data_ptr(),
+        eps,
+        out.data_ptr(),
+        d,
+        None,
+        0,
+        x.numel() // d,
+        d,
+        native.is_narrow(x),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _norm_back_by_kernel(x: Tensor, grad: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out, d = torch.empty_like(x), x.shape[-1]
+    native.kernels().trimtab_norm_back(
+        *(one.data_ptr() for one in (x, grad, weight)),
+        eps,
+        out.data_ptr(),
+        x.numel() // d,
+        d,
+        native.is_narrow(x),
+        torch.get_num_threads(),
+    )
+    return out

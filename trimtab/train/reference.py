@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trimtab.cache import cache_folder
 from trimtab.models import lora
-from trimtab.models.packaged import cache_folder
 from trimtab.train.assemble import REFERENCE, Session
 from trimtab.train.progress import say
 from trimtab.train.rollout import score_role

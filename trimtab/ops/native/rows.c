@@ -1,0 +1,281 @@
+/* What lies between the products of a transformer layer, row by row: norms, the gated unit, rotation, a step's attention.
+ *
+ * Where `low` is given, a thin product follows: `low` is A^T of the adapters `[d, padded(rank)]` in float32, and x A^T goes behind x, so
+ * that the next product finds [x | x A^T] lying ready. Shapes: n rows, d numbers of a row, h query heads, j key heads, e numbers a head.
+ */
+#include "vectors.h"
+
+/* out[:, d : d + rank] = x low, of `rows` rows (TALL at most) of x in float32 */
+static void side(const float *x, long rows, long d, const float *low, long rank, void *out, long ldo, int narrow) {
+    long width = padded(rank);
+    float *found = scratch(7, TALL * width);
+    multiply(rows, width / VEC, d, x, d, 1, low, VEC, width, found, width, 0);
+    for (long i = 0; i < rows; i++)
+        narrow_down(at_mutable(out, i * ldo + d, narrow), found + i * width, rank, narrow);
+}
+
+static void beside_rows(void *x, long ldx, const float *low, long rank, long first, long last, long d, int narrow) {
+    float *wide = scratch(0, TALL * d);
+    for (long i = first; i < last; i++) widen(wide + (i - first) * d, at(x, i * ldx, narrow), d, narrow);
+    side(wide, last - first, d, low, rank, at_mutable(x, first * ldx, narrow), ldx, narrow);
+}
+
+/* x[:, d : d + rank] = x[:, :d] low */
+void trimtab_beside(void *x, long ldx, const float *low, long rank, long n, long d, int narrow, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > TALL)
+    for (long first = 0; first < n; first += TALL) beside_rows(x, ldx, low, rank, first, first + TALL < n ? first + TALL : n, d, narrow);
+}
+
+INLINE float inverse_rms(const float *x, long d, float eps) {
+    vec squares = splat(0);
+    long i = 0;
+    for (; i + VEC <= d; i += VEC) {
+        vec part = load(x + i);
+        squares += part * part;
+    }
+    float sum = sum_of(squares);
+    for (; i < d; i++) sum += x[i] * x[i];
+    return 1.0f / sqrtf(sum / d + eps);
+}
+
+INLINE void norm_rows(void *x, const void *y, const void *weight, float eps, void *out, long ldo, const float *low, long rank, long first,
+                      long last, long d, int narrow) {
+    float *wide = scratch(0, TALL * d);
+    for (long i = first; i < last; i++) {
+        float *own = wide + (i - first) * d;
+        void *from = at_mutable(x, i * d, narrow);
+        long c = 0;
+        if (y) {
+            const void *more = at(y, i * d, narrow);
+            for (; c + VEC <= d; c += VEC) store_any(from, c, load_any(from, c, narrow) + load_any(more, c, narrow), narrow);
+            for (; c < d; c++) put(from, c, get(from, c, narrow) + get(more, c, narrow), narrow);
+        }
+        widen(own, from, d, narrow);
+        float r = inverse_rms(own, d, eps);
+        void *to = at_mutable(out, i * ldo, narrow);
+        for (c = 0; c + VEC <= d; c += VEC) {
+            vec found = kept(kept(load(own + c) * r, narrow) * load_any(weight, c, narrow), narrow);
+            store(own + c, found);
+            store_any(to, c, found, narrow);
+        }
+        for (; c < d; c++) {
+            float found = own[c] * r;
+            if (narrow) found = widened(rounded(found));
+            put(to, c, found * get(weight, c, narrow), narrow);
+            own[c] = get(to, c, narrow);
+        }
+    }
+    if (low) side(wide, last - first, d, low, rank, at_mutable(out, first * ldo, narrow), ldo, narrow);
+}
+
+/* x += y (unless y is null), and out = weight x / sqrt(mean(x^2) + eps), rounded before the weight as transformers does. */
+void trimtab_norm(void *x, const void *y, const void *weight, float eps, void *out, long ldo, const float *low, long rank, long n, long d,
+                  int narrow, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > TALL)
+    for (long first = 0; first < n; first += TALL) {
+        long last = first + TALL < n ? first + TALL : n;
+        if (narrow)
+            norm_rows(x, y, weight, eps, out, ldo, low, rank, first, last, d, 1);
+        else
+            norm_rows(x, y, weight, eps, out, ldo, low, rank, first, last, d, 0);
+    }
+}
+
+/* The gradient of x: with p = grad weight, r (p - x r^2 mean(p x)). */
+INLINE void norm_back_row(const void *x, const void *grad, const void *weight, float eps, void *out, long d, int narrow) {
+    float *wide = scratch(0, 2 * d), *pull = wide + d;
+    widen(wide, x, d, narrow);
+    float r = inverse_rms(wide, d, eps), slope = 0;
+    vec dots = splat(0);
+    long c = 0;
+    for (; c + VEC <= d; c += VEC) {
+        vec own = load_any(grad, c, narrow) * load_any(weight, c, narrow);
+        store(pull + c, own);
+        dots += own * load(wide + c);
+    }
+    for (; c < d; c++) {
+        pull[c] = get(grad, c, narrow) * get(weight, c, narrow);
+        slope += pull[c] * wide[c];
+    }
+    slope = (slope + sum_of(dots)) * r * r / d;
+    for (c = 0; c + VEC <= d; c += VEC) store_any(out, c, (load(pull + c) - load(wide + c) * slope) * r, narrow);
+    for (; c < d; c++) put(out, c, (pull[c] - wide[c] * slope) * r, narrow);
+}
+
+void trimtab_norm_back(const void *x, const void *grad, const void *weight, float eps, void *out, long n, long d, int narrow,
+                       int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < n; i++) {
+        long own = i * d;
+        if (narrow)
+            norm_back_row(at(x, own, 1), at(grad, own, 1), weight, eps, at_mutable(out, own, 1), d, 1);
+        else
+            norm_back_row(at(x, own, 0), at(grad, own, 0), weight, eps, at_mutable(out, own, 0), d, 0);
+    }
+}
+
+INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp_of(-x)); }
+
+/* one number through the vector functions: what is left over at the end of a row */
+INLINE float sigmoid_one(float x) { return sigmoid(splat(x))[0]; }
+
+INLINE void gate_rows(const void *gate, const void *up, long ldi, void *out, long ldo, const float *low, long rank, long first, long last,
+                      long d, int narrow) {
+    float *wide = scratch(0, TALL * d);
+    for (long i = first; i < last; i++) {
+        const void *g = at(gate, i * ldi, narrow), *u = at(up, i * ldi, narrow);
+        void *to = at_mutable(out, i * ldo, narrow);
+        float *own = wide + (i - first) * d;
+        long c = 0;
+        for (; c + VEC <= d; c += VEC) {
+            vec x = load_any(g, c, narrow);
+            vec found = kept(kept(x * sigmoid(x), narrow) * load_any(u, c, narrow), narrow);
+            store(own + c, found);
+            store_any(to, c, found, narrow);
+        }
+        for (; c < d; c++) {
+            float x = get(g, c, narrow), act = x * sigmoid_one(x);
+            if (narrow) act = widened(rounded(act));
+            put(to, c, act * get(u, c, narrow), narrow);
+            own[c] = get(to, c, narrow);
+        }
+    }
+    if (low) side(wide, last - first, d, low, rank, at_mutable(out, first * ldo, narrow), ldo, narrow);
+}
+
+/* out = silu(gate) up; rows of gate and up `ldi` apart. */
+void trimtab_gate(const void *gate, const void *up, long ldi, void *out, long ldo, const float *low, long rank, long n, long d, int narrow,
+                  int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > TALL)
+    for (long first = 0; first < n; first += TALL) {
+        long last = first + TALL < n ? first + TALL : n;
+        if (narrow)
+            gate_rows(gate, up, ldi, out, ldo, low, rank, first, last, d, 1);
+        else
+            gate_rows(gate, up, ldi, out, ldo, low, rank, first, last, d, 0);
+    }
+}
+
+/* grad is that of act = silu(gate) up: it becomes that of gate, `up_grad` that of up, and act is there again in `act`. */
+void trimtab_gate_back(const void *gate, const void *up, void *grad, void *up_grad, void *act, long count, int narrow, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < count / VEC; i++) {
+        long c = i * VEC;
+        vec x = load_any(gate, c, narrow), s = sigmoid(x), u = load_any(up, c, narrow), pull = load_any(grad, c, narrow);
+        vec silu = kept(x * s, narrow);
+        store_any(act, c, silu * u, narrow);
+        store_any(up_grad, c, silu * pull, narrow);
+        store_any(grad, c, kept(pull * u, narrow) * s * (1.0f + x * (1.0f - s)), narrow);
+    }
+    for (long c = count / VEC * VEC; c < count; c++) {
+        float x = get(gate, c, narrow), s = sigmoid_one(x), u = get(up, c, narrow), pull = get(grad, c, narrow), silu = x * s;
+        put(act, c, silu * u, narrow);
+        put(up_grad, c, silu * pull, narrow);
+        put(grad, c, pull * u * s * (1.0f + x * (1.0f - s)), narrow);
+    }
+}
+
+/* One head turned to its position (arXiv:2104.09864): halves (a, b) become (a cos - b sin, b cos + a sin). `scale`: of a norm first, or
+ * null. */
+INLINE void turn_head(float *x, const float *scale, float eps, const float *cos, const float *sin, long e, int narrow) {
+    if (scale) {
+        float r = inverse_rms(x, e, eps);
+        for (long i = 0; i < e; i++) {
+            float own = x[i] * r;
+            if (narrow) own = widened(rounded(own));
+            x[i] = own * scale[i];
+        }
+    }
+    for (long i = 0; i < e / 2; i++) {
+        float a = x[i], b = x[i + e / 2];
+        x[i] = a * cos[i] - b * sin[i];
+        x[i + e / 2] = b * cos[i] + a * sin[i];
+    }
+}
+
+/* Queries and keys of qkv `[n, (h + 2 j) e]` turned in place; cos and sin `[positions, e / 2]`; scale `[h + j, e]` or null. */
+void trimtab_turn(void *qkv, const float *scale, float eps, const float *cos, const float *sin, const int64_t *positions, long n, long h,
+                  long j, long e, int narrow, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < n; i++) {
+        float *x = scratch(0, e);
+        for (long head = 0; head < h + j; head++) {
+            void *own = at_mutable(qkv, (i * (h + 2 * j) + head) * e, narrow);
+            widen(x, own, e, narrow);
+            turn_head(x, scale ? scale + head * e : NULL, eps, cos + positions[i] * (e / 2), sin + positions[i] * (e / 2), e, narrow);
+            narrow_down(own, x, e, narrow);
+        }
+    }
+}
+
+/* Key head `head` of one row: its key and value go to column `length` of the cache, its g query heads look at all columns up to that. */
+INLINE void attend(const void *row, long head, const float *scale, float eps, const float *cos, const float *sin, long length,
+                   void *k, void *v, float factor, void *out, long h, long j, long e, int narrow) {
+    const long g = h / j, columns = length + 1;
+    float *x = scratch(0, (2 * g + 2) * e), *sums = x + g * e, *key = sums + g * e, *value = key + e;
+    float *scores = scratch(1, g * padded(columns));
+    cos += length * (e / 2), sin += length * (e / 2);
+    widen(key, at(row, (h + head) * e, narrow), e, narrow);
+    turn_head(key, scale ? scale + (h + head) * e : NULL, eps, cos, sin, e, narrow);
+    narrow_down(at_mutable(k, length * e, narrow), key, e, narrow);
+    memcpy(at_mutable(v, length * e, narrow), at(row, (h + j + head) * e, narrow), (size_t)(e * (narrow ? 2 : 4)));
+    for (long q = 0; q < g; q++) {
+        float *own = x + q * e;
+        widen(own, at(row, (head * g + q) * e, narrow), e, narrow);
+        turn_head(own, scale ? scale + (head * g + q) * e : NULL, eps, cos, sin, e, narrow);
+        for (long s = 0; s < e; s++) own[s] *= factor;
+    }
+    for (long c = 0; c < columns; c++) {
+        widen(key, at(k, c * e, narrow), e, narrow);
+        for (long q = 0; q < g; q++) {
+            vec dots = splat(0);
+            float dot = 0;
+            long s = 0;
+            for (; s + VEC <= e; s += VEC) dots += load(x + q * e + s) * load(key + s);
+            for (; s < e; s++) dot += x[q * e + s] * key[s];
+            scores[q * padded(columns) + c] = dot + sum_of(dots);
+        }
+    }
+    for (long q = 0; q < g; q++) {
+        float *own = scores + q * padded(columns), top = own[0], total = 0;
+        for (long c = 1; c < columns; c++) top = own[c] > top ? own[c] : top;
+        for (long c = columns; c < padded(columns); c++) own[c] = top;
+        for (long c = 0; c < padded(columns); c += VEC) store(own + c, exp_of(load(own + c) - top));
+        for (long c = 0; c < columns; c++) total += own[c];
+        for (long c = 0; c < columns; c++) own[c] /= total;
+    }
+    memset(sums, 0, (size_t)(g * e * 4));
+    for (long c = 0; c < columns; c++) {
+        widen(value, at(v, c * e, narrow), e, narrow);
+        for (long q = 0; q < g; q++) {
+            float p = scores[q * padded(columns) + c];
+            for (long s = 0; s < e; s++) sums[q * e + s] += p * value[s];
+        }
+    }
+    narrow_down(at_mutable(out, head * g * e, narrow), sums, g * e, narrow);
+}
+
+/* A step's attention: row i of qkv `[n, (h + 2 j) e]` goes on from `lengths[i]` tokens in slot i of the caches, whose slots are `slot`
+ * numbers apart and whose key heads are `between`. */
+void trimtab_attend(const void *qkv, const float *scale, float eps, const float *cos, const float *sin, const int64_t *lengths, void *k,
+                    void *v, long slot, long between, float factor, void *out, long ldo, const float *low, long rank, long n, long h,
+                    long j, long e, int narrow, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (long task = 0; task < n * j; task++) {
+            long i = task / j, head = task % j, place = i * slot + head * between;
+            const void *row = at(qkv, i * (h + 2 * j) * e, narrow);
+            void *own_k = at_mutable(k, place, narrow), *own_v = at_mutable(v, place, narrow), *to = at_mutable(out, i * ldo, narrow);
+            if (narrow)
+                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, factor, to, h, j, e, 1);
+            else
+                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, factor, to, h, j, e, 0);
+        }
+        if (low) {
+#pragma omp for schedule(static)
+            for (long first = 0; first < n; first += TALL)
+                beside_rows(out, ldo, low, rank, first, first + TALL < n ? first + TALL : n, h * e, narrow);
+        }
+    }
+}

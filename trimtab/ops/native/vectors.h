@@ -1,0 +1,206 @@
+/* Vectors of float, numbers of 16 bits and back, and one small matrix product: what the other files here are made of.
+ *
+ * `narrow` says of an array of a model's numbers that they are bfloat16, else they are float32. All arithmetic is float32. No intrinsics:
+ * the compiler turns its own vector types into the instructions of the machine that it compiles for.
+ */
+#ifndef TRIMTAB_VECTORS
+#define TRIMTAB_VECTORS
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* numbers of a vector, and the tile of a product that fits the registers: TALL rows by WIDE vectors */
+#if defined(__AVX512F__)
+#define VEC 16
+#define WIDE 4
+#elif defined(__AVX__)
+#define VEC 8
+#define WIDE 2
+#else
+#define VEC 4
+#define WIDE 4
+#endif
+#define TALL 6
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * VEC)));
+typedef uint32_t vec_u32 __attribute__((vector_size(4 * VEC)));
+typedef uint16_t vec_u16 __attribute__((vector_size(2 * VEC)));
+
+INLINE long padded(long n) { return (n + VEC - 1) / VEC * VEC; }
+
+INLINE vec splat(float x) { return x - (vec){0}; }
+
+INLINE vec load(const float *from) {
+    vec x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+INLINE void store(float *to, vec x) { memcpy(to, &x, sizeof x); }
+
+INLINE float sum_of(vec x) {
+    float lanes[VEC];
+    memcpy(lanes, &x, sizeof x);
+    for (int half = VEC / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+/* bfloat16 is the upper half of a float32; rounded to nearest, ties to even, nan stays nan */
+INLINE uint16_t rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE float widened(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float wide;
+    memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+INLINE vec load_any(const void *from, long i, int narrow) {
+    if (!narrow) return load((const float *)from + i);
+    vec_u16 half;
+    memcpy(&half, (const uint16_t *)from + i, sizeof half);
+    return (vec)(__builtin_convertvector(half, vec_u32) << 16);
+}
+
+INLINE vec_u16 rounded_vec(vec x) {
+    vec_u32 bits = (vec_u32)x, nan = (vec_u32)(x != x);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return __builtin_convertvector((bits & ~nan) | (0x7fc0 & nan), vec_u16);
+}
+
+INLINE void store_any(void *to, long i, vec x, int narrow) {
+    if (!narrow) {
+        store((float *)to + i, x);
+        return;
+    }
+    vec_u16 half = rounded_vec(x);
+    memcpy((uint16_t *)to + i, &half, sizeof half);
+}
+
+/* the number that is left after storing it */
+INLINE vec kept(vec x, int narrow) {
+    return narrow ? (vec)(__builtin_convertvector(rounded_vec(x), vec_u32) << 16) : x;
+}
+
+INLINE float get(const void *from, long i, int narrow) {
+    return narrow ? widened(((const uint16_t *)from)[i]) : ((const float *)from)[i];
+}
+
+INLINE void put(void *to, long i, float x, int narrow) {
+    if (narrow)
+        ((uint16_t *)to)[i] = rounded(x);
+    else
+        ((float *)to)[i] = x;
+}
+
+INLINE const void *at(const void *array, long i, int narrow) { return (const char *)array + i * (narrow ? 2 : 4); }
+INLINE void *at_mutable(void *array, long i, int narrow) { return (char *)array + i * (narrow ? 2 : 4); }
+
+/* n numbers to float32 */
+INLINE void widen(float *to, const void *from, long n, int narrow) {
+    long i = 0;
+    for (; i + VEC <= n; i += VEC) store(to + i, load_any(from, i, narrow));
+    for (; i < n; i++) to[i] = get(from, i, narrow);
+}
+
+INLINE void narrow_down(void *to, const float *from, long n, int narrow) {
+    long i = 0;
+    for (; i + VEC <= n; i += VEC) store_any(to, i, load(from + i), narrow);
+    for (; i < n; i++) put(to, i, from[i], narrow);
+}
+
+typedef int32_t vec_i32 __attribute__((vector_size(4 * VEC)));
+
+INLINE vec either(vec_i32 which, vec yes, vec no) { return (vec)(((vec_i32)yes & which) | ((vec_i32)no & ~which)); }
+
+/* e^x to 2 in 10^7: 2^n e^r with r in [-ln 2 / 2, ln 2 / 2], a polynomial of degree 7 (Cephes' coefficients); 0 (1e-38) far below */
+INLINE vec exp_of(vec x) {
+    x = either(x < -87.0f, splat(-87.0f), x); /* nan compares false and stays */
+    x = either(x > 88.0f, splat(88.0f), x);
+    const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
+    vec t = x * 1.44269504088896341f + magic;
+    vec n = t - magic;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return p * (vec)(((vec_u32)t - 0x4b400000u + 127u) << 23);
+}
+
+/* Memory of the calling thread that stays until the thread asks for more; `which`: one of several pieces. */
+INLINE float *scratch(int which, long floats) {
+    static _Thread_local struct {
+        float *memory;
+        long size;
+    } pieces[8];
+    if (pieces[which].size < floats) {
+        free(pieces[which].memory);
+        pieces[which].size = floats + floats / 4 + 64;
+        pieces[which].memory = aligned_alloc(64, (size_t)(pieces[which].size * 4 + 63) / 64 * 64);
+        if (!pieces[which].memory) abort(); /* as an operating system out of memory would have it anyway */
+    }
+    return pieces[which].memory;
+}
+
+/* One tile of `multiply`: m rows by v vectors, all sums in registers. */
+INLINE void tile(const int m, const int v, long k, const float *a, long row, long column, const float *b, long apart, long next,
+                 float *c, long ldc, int add) {
+    vec sums[TALL][WIDE];
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < v; j++) sums[i][j] = add ? load(c + i * ldc + j * VEC) : splat(0);
+    for (long s = 0; s < k; s++) {
+        vec right[WIDE];
+#pragma GCC unroll 8
+        for (int j = 0; j < v; j++) right[j] = load(b + j * apart + s * next);
+#pragma GCC unroll 8
+        for (int i = 0; i < m; i++) {
+            vec left = splat(a[i * row + s * column]);
+#pragma GCC unroll 8
+            for (int j = 0; j < v; j++) sums[i][j] += left * right[j];
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < v; j++) store(c + i * ldc + j * VEC, sums[i][j]);
+}
+
+/* C (+)= A B in float32: C `[m, v vectors]` with rows `ldc` apart, A `[m, k]` with the steps `row` and `column`, and of B the vector j of
+ * row s at `b + j apart + s next`. */
+static void multiply(long m, long v, long k, const float *a, long row, long column, const float *b, long apart, long next, float *c,
+                     long ldc, int add) {
+#define TILE(M, V)                                                                                                                     \
+    case 8 * M + V:                                                                                                                    \
+        tile(M, V, k, a + i * row, row, column, b + j * apart, apart, next, c + i * ldc + j * VEC, ldc, add);                          \
+        break;
+    for (long j = 0; j < v; j += WIDE)
+        for (long i = 0; i < m; i += TALL) {
+            long tall = m - i < TALL ? m - i : TALL, wide = v - j < WIDE ? v - j : WIDE;
+            switch (8 * tall + wide) {
+                TILE(6, 1) TILE(5, 1) TILE(4, 1) TILE(3, 1) TILE(2, 1) TILE(1, 1)
+                TILE(6, 2) TILE(5, 2) TILE(4, 2) TILE(3, 2) TILE(2, 2) TILE(1, 2)
+#if WIDE > 2
+                TILE(6, 3) TILE(5, 3) TILE(4, 3) TILE(3, 3) TILE(2, 3) TILE(1, 3)
+                TILE(6, 4) TILE(5, 4) TILE(4, 4) TILE(3, 4) TILE(2, 4) TILE(1, 4)
+#endif
+            }
+        }
+#undef TILE
+}
+
+#endif
