@@ -92,7 +92,7 @@ def test_steps_are_recorded_and_replayed_and_the_texts_are_the_same(monkeypatch:
     assert not said, said
     assert len(recorded) >= 2, recorded
     assert sum(recorded) > 50, recorded
-    for function in (between.add_rms, between.silu_mul, between.turn_and_store):
+    for function in (between.add_rms_plain, between.silu_mul_plain, between.turn_and_store):
         assert not function.broken, (function.__name__, function.broken)  # type: ignore[attr-defined]
 
 

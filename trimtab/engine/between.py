@@ -1,15 +1,141 @@
-"""What lies between the products of a block, each as one pass over its numbers (`ops/fused.py`).
+"""What lies between the products of a block, each as one pass over its numbers: compiled for a GPU (`ops/fused.py`), in C on a CPU
+(`ops/native`), elsewhere functions of torch.
+
+The C functions also leave room behind each row for the low-rank input of the adapters that read it, and fill it: `low`, A^T of those
+adapters in float32 with its columns filled up to whole vectors, and their number R. The layer then multiplies [x | x A^T] as it lies.
 
 Shapes: n tokens or rows, h query heads, j key heads, e numbers per head, d hidden size, s slots, c columns of the cache.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trimtab.ops import native
 from trimtab.ops.fused import fused
+
+
+@dataclass(frozen=True, slots=True)
+class Low:
+    """A^T of the adapters that read one x, for the C functions: `[d, w]` float32, of which the first `rank` columns count."""
+
+    matrix: Tensor
+    rank: int
+
+    @classmethod
+    def of(cls, a: Tensor) -> Low:
+        """From A `[R d]`."""
+        return cls(F.pad(a.float(), (0, 0, 0, -len(a) % native.kernels().trimtab_vector())).t().contiguous(), len(a))
+
+
+def rms_with_low(x: Tensor, weight: Tensor, eps: float, low: Low | None) -> Tensor:
+    """`rms` `[n d]`, or `[n d + R]` with what the adapters make of it."""
+    return _norm(x, None, weight, eps, low) if native.takes(x) else rms(x, weight, eps)
+
+
+def add_rms(x: Tensor, y: Tensor, weight: Tensor, eps: float, low: Low | None = None) -> tuple[Tensor, Tensor]:
+    """x + y `[n d]` (in C written into x), and its norm, with `low` in C `[n d + R]`."""
+    return (x, _norm(x, y, weight, eps, low)) if native.takes(x) else add_rms_plain(x, y, weight, eps)
+
+
+def silu_mul(gate_up: Tensor, low: Low | None = None) -> Tensor:
+    """silu(gate) * up of `[n 2f]`, with `low` in C `[n f + R]`."""
+    if not native.takes(gate_up):
+        return silu_mul_plain(gate_up)
+    n, f = len(gate_up), gate_up.shape[1] // 2
+    out = _room(gate_up, f, low)
+    gate = gate_up.data_ptr()
+    native.kernels().trimtab_gate(
+        gate, gate + f * gate_up.element_size(), 2 * f, out.data_ptr(), out.shape[1], *_of(low), n, f,
+        native.is_narrow(out), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def with_low(x: Tensor, low: Low | None) -> Tensor:
+    """x `[n d]` -> `[n d + R]`; x itself without adapters."""
+    if low is None:
+        return x
+    out = _room(x, x.shape[1], low)
+    out[:, : x.shape[1]] = x
+    native.kernels().trimtab_beside(
+        out.data_ptr(), out.shape[1], *_of(low), len(x), x.shape[1], native.is_narrow(x), torch.get_num_threads()
+    )
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """cos and sin `[positions e/2]` in float32: what the C functions turn by."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def turn_in_place(
+    qkv: Tensor, rotary: Rotary, positions: Tensor, h: int, j: int, scale: Tensor | None, eps: float
+) -> None:
+    """Queries and keys of `[n (h + 2 j) e]` turned to their positions `[n]`, in C; scale `[(h + j) e]` float32 or None."""
+    n, e = len(qkv), qkv.shape[-1]
+    native.kernels().trimtab_turn(
+        qkv.data_ptr(), _at(scale), eps, rotary.cos.data_ptr(), rotary.sin.data_ptr(), positions.data_ptr(), n, h, j, e,
+        native.is_narrow(qkv), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def attend(
+    qkv: Tensor,
+    rotary: Rotary,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    h: int,
+    scale: Tensor | None,
+    eps: float,
+    low: Low | None,
+) -> Tensor:
+    """A step's attention in C: row i of qkv `[n (h + 2 j) e]` goes on from `lengths[i]` tokens in slot i of k and v `[s j c e]`.
+
+    Returns:
+        `[n (h e)]`, or `[n (h e) + R]`.
+    """
+    (_, j, _, e), n = k.shape, len(qkv)
+    out = _room(qkv, h * e, low)
+    native.kernels().trimtab_attend(
+        qkv.data_ptr(), _at(scale), eps, rotary.cos.data_ptr(), rotary.sin.data_ptr(), lengths.data_ptr(), k.data_ptr(),
+        v.data_ptr(), k.stride(0), k.stride(1), e**-0.5, out.data_ptr(), out.shape[1], *_of(low), n, h, j, e,
+        native.is_narrow(qkv), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float, low: Low | None) -> Tensor:
+    n, d = x.shape
+    out = _room(x, d, low)
+    native.kernels().trimtab_norm(
+        x.data_ptr(), _at(y), weight.data_ptr(), eps, out.data_ptr(), out.shape[1], *_of(low), n, d,
+        native.is_narrow(x), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _room(x: Tensor, d: int, low: Low | None) -> Tensor:
+    return x.new_empty(len(x), d + (low.rank if low is not None else 0))
+
+
+def _of(low: Low | None) -> tuple[int | None, int]:
+    return (None, 0) if low is None else (low.matrix.data_ptr(), low.rank)
+
+
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+# ------------------------------------------------------------------------------------------------------------ in torch
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -20,14 +146,14 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @fused
-def add_rms(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_plain(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + y `[n d]`, and its norm."""
     x = x + y
     return x, rms(x, weight, eps)
 
 
 @fused
-def silu_mul(gate_up: Tensor) -> Tensor:
+def silu_mul_plain(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of `[n 2f]`"""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)

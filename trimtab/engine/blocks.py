@@ -20,7 +20,7 @@ Shapes: n tokens of a pass, b live rows, s slots, h query heads, j key heads, g 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,7 +30,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trimtab.engine.between import add_rms, rms, silu_mul, turn, turn_and_store
+from trimtab.engine.between import (
+    Low,
+    Rotary,
+    add_rms,
+    attend,
+    rms_with_low,
+    silu_mul,
+    turn,
+    turn_and_store,
+    turn_in_place,
+    with_low,
+)
 from trimtab.engine.decoders import passes
 from trimtab.engine.graphs import Record, Replays
 from trimtab.engine.products import Joined, Product, can_pack
@@ -39,6 +50,7 @@ from trimtab.models.attention import tree_attention
 from trimtab.models.copies import copied
 from trimtab.models.forward import STEP, pack
 from trimtab.models.load import decoder, head_bias, head_weight
+from trimtab.ops import native
 from trimtab.types import TokenRow
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -63,11 +75,13 @@ class Linear:
         bias = torch.cat(biases) if biases else None
         self.product: Product | None = None
         self.joined: Joined | None = None
+        self.low: Low | None = None
         if packing:
             weight = torch.cat(weights)
             self.product = Product(weight if sides is None else torch.cat([weight, sides], dim=1), bias)
             # thin products cost a fifth in float32 of what they cost in bfloat16 (docs/log.md); the numbers are the same up to rounding
             self.a = None if self.a is None else self.a.float()
+            self.low = Low.of(self.a) if self.a is not None and native.takes(weight) else None
         elif weights[0].device.type == "cuda":
             self.joined = Joined(layers, self.a, sides, bias)
         else:
@@ -75,11 +89,15 @@ class Linear:
             self.sides = sides
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x `[n in]` -> `[n out]`, the layers' outputs side by side."""
+        """x `[n in]`, with `low` `[n in + R]` -> `[n out]`, the layers' outputs side by side."""
         if self.joined is not None:
             return self.joined(x)
         if self.product is not None:
-            return self.product(x if self.a is None else torch.cat([x, F.linear(x.float(), self.a).to(x.dtype)], dim=1))
+            return self.product(
+                x
+                if self.a is None or self.low is not None
+                else torch.cat([x, F.linear(x.float(), self.a).to(x.dtype)], dim=1)
+            )
         y = x.new_empty(len(x), sum(self.widths))
         for (weight, bias), part in zip(self.parts, torch.split(y, self.widths, dim=1), strict=True):
             if bias is None:
@@ -122,6 +140,7 @@ class Block:
     gate_up: Linear
     down: Linear
     norm_next: Tensor
+    wide_qk_norm: Tensor | None
 
 
 class Weights:
@@ -138,6 +157,7 @@ class Weights:
         config: Any = model.config.get_text_config()
         weight = head_weight(model)
         self.packed = packing = packing and can_pack(weight.dtype, weight.device.type)
+        self.native = native.takes(weight)
         self.dtype, self.device = weight.dtype, weight.device
         self.heads, self.keys = config.num_attention_heads, config.num_key_value_heads
         self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -168,6 +188,7 @@ class Weights:
             gate_up=Linear([mlp.gate_proj, mlp.up_proj], packing),
             down=Linear([mlp.down_proj], packing),
             norm_next=norm_next,
+            wide_qk_norm=None if qk_norm is None else qk_norm.float().contiguous(),
         )
 
     def current(self, active: Sequence[str]) -> bool:
@@ -215,6 +236,7 @@ class BlockDecoder:
         half = w.size // 2
         # rotate_half(x) sin = swap(x) (-sin1 | sin2): the two halves of a head swapped, with the sign in the table
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        self.rotary = Rotary(*(x[0, :, :half].float().contiguous() for x in (cos, sin))) if w.native else None
         self.replays = Replays(slots, capacity, w.device, record) if record else None
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
@@ -238,11 +260,15 @@ class BlockDecoder:
             for i in range(k)
         ]
         x = F.embedding(packed.ids[0], w.embedding)
-        normed = rms(x, w.blocks[0].norm, w.eps)
+        normed = rms_with_low(x, w.blocks[0].norm, w.eps, w.blocks[0].qkv.low)
         cos, sin = self.cos[columns][:, None], self.sin[columns][:, None]
         for number, block in enumerate(w.blocks):
             qkv = block.qkv(normed).view(len(x), -1, w.size)
-            q, key, value = turn(qkv, cos, sin, w.keys, block.qk_norm, w.eps)
+            if self.rotary is not None:
+                turn_in_place(qkv, self.rotary, columns, w.heads, w.keys, block.wide_qk_norm, w.eps)
+                q, key, value = qkv.split([w.heads, w.keys, w.keys], dim=1)
+            else:
+                q, key, value = turn(qkv, cos, sin, w.keys, block.qk_norm, w.eps)
             for slot in places:
                 self.k[number, slot, :, columns[read]] = key[read]
                 self.v[number, slot, :, columns[read]] = value[read]
@@ -254,7 +280,7 @@ class BlockDecoder:
                 seen = tree_attention(
                     q.transpose(0, 1)[None], key.transpose(0, 1)[None], value.transpose(0, 1)[None], trees, w.size**-0.5
                 )[0].flatten(1)
-            x, normed = self._after(block, x, seen)
+            x, normed = self._after(number, x, with_low(seen, block.o.low))
         return normed if early else normed[last]
 
     def step(self, tokens: Tensor, lengths: Tensor, longest: int) -> Tensor:
@@ -266,6 +292,29 @@ class BlockDecoder:
     def _step(self, tokens: Tensor, lengths: Tensor, width: int) -> Tensor:
         """Nothing here may wait for the device or depend on a tensor's numbers: it is recorded."""
         w, b = self.weights, len(tokens)
+        x = F.embedding(tokens, w.embedding)
+        normed = rms_with_low(x, w.blocks[0].norm, w.eps, w.blocks[0].qkv.low)
+        look = self._look(lengths, width) if self.rotary is None else self._look_in_c(lengths)
+        for number, block in enumerate(w.blocks):
+            x, normed = self._after(number, x, look(number, block.qkv(normed).view(b, -1, w.size)))
+        return normed
+
+    def _look_in_c(self, lengths: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """What each layer's attention makes of qkv `[b (h + 2 j) e]`."""
+        w, rotary = self.weights, self.rotary
+        assert rotary is not None
+
+        def look(number: int, qkv: Tensor) -> Tensor:
+            block = w.blocks[number]
+            return attend(
+                qkv, rotary, self.k[number], self.v[number], lengths, w.heads, block.wide_qk_norm, w.eps, block.o.low
+            )
+
+        return look
+
+    def _look(self, lengths: Tensor, width: int) -> Callable[[int, Tensor], Tensor]:
+        """The same with torch's attention."""
+        w, b = self.weights, len(lengths)
         rows = torch.arange(b, device=w.device)
         # padding is -inf in the type of q, as torch's kernel wants it; no mask where all rows are as long as the cache
         short = torch.arange(width, device=w.device) > lengths[:, None]
@@ -273,24 +322,24 @@ class BlockDecoder:
             short[:, None, None], -torch.inf
         )
         cos, sin = self.cos[lengths][:, None], self.sin[lengths][:, None]
-        x = F.embedding(tokens, w.embedding)
-        normed = rms(x, w.blocks[0].norm, w.eps)
-        for number, block in enumerate(w.blocks):
+
+        def look(number: int, qkv: Tensor) -> Tensor:
             k, v = self.k[number], self.v[number]
-            qkv = block.qkv(normed).view(b, -1, w.size)
-            q = turn_and_store(qkv, cos, sin, k, v, rows, lengths, block.qk_norm, w.eps)
+            q = turn_and_store(qkv, cos, sin, k, v, rows, lengths, w.blocks[number].qk_norm, w.eps)
             # the g query heads of a key head are g queries of one head: nothing is repeated
             seen = F.scaled_dot_product_attention(
                 q.view(b, w.keys, -1, w.size), k[:b, :, :width], v[:b, :, :width], attn_mask=mask, scale=w.size**-0.5
             )
-            x, normed = self._after(block, x, seen.reshape(b, -1))
-        return normed
+            return seen.reshape(b, -1)
 
-    def _after(self, block: Block, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        return look
+
+    def _after(self, number: int, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """The rest of a block, from what attention saw `[n (h e)]`: the residual stream, and what the next one reads of it."""
-        eps = self.weights.eps
-        x, normed = add_rms(x, block.o(seen), block.norm_after, eps)
-        return add_rms(x, block.down(silu_mul(block.gate_up(normed))), block.norm_next, eps)
+        blocks, eps = self.weights.blocks, self.weights.eps
+        block, low = blocks[number], blocks[number + 1].qkv.low if number + 1 < len(blocks) else None
+        x, normed = add_rms(x, block.o(seen), block.norm_after, eps, block.gate_up.low)
+        return add_rms(x, block.down(silu_mul(block.gate_up(normed), block.down.low)), block.norm_next, eps, low)
 
     def move(self, sources: Tensor, targets: Tensor, width: int) -> None:
         for own in (self.k, self.v):

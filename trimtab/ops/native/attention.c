@@ -69,8 +69,13 @@ static Range *ranges_of(const Tree *tree, const Block *block) {
 
 /* VEC rows of VEC numbers, in place: log2(VEC) times the first half of the rows is interleaved with the second. */
 INLINE void transpose(vec *rows) {
-    vec_i32 low, high;
-    for (int i = 0; i < VEC; i++) low[i] = i / 2 + i % 2 * VEC, high[i] = low[i] + VEC / 2;
+#if VEC == 16
+    const vec_i32 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+#elif VEC == 8
+    const vec_i32 low = {0, 8, 1, 9, 2, 10, 3, 11}, high = low + 4;
+#else
+    const vec_i32 low = {0, 4, 1, 5}, high = low + 2;
+#endif
 #pragma GCC unroll 4
     for (int round = 1; round < VEC; round *= 2) {
         vec next[VEC];
@@ -143,17 +148,15 @@ static float soften(const Block *block, const Range *ranges, long token, float *
         long real = i < block->depth - 1 ? ranges[i].real : block->first + token + 1;
         float *own = scores + ranges[i].offset;
         for (long c = 0; c < real; c += VEC) {
-            vec x = first_lanes(load(own + c), real - c, -INFINITY);
-            top = either(x > top, x, top);
+            top = greater(first_lanes(load(own + c), real - c, -INFINITY), top);
         }
     }
-    float greatest = top[0];
-    for (int i = 1; i < VEC; i++) greatest = top[i] > greatest ? top[i] : greatest;
+    float most = greatest(top);
     for (long i = 0; i < block->depth; i++) {
         long real = i < block->depth - 1 ? ranges[i].real : block->first + token + 1;
         float *own = scores + ranges[i].offset;
         for (long c = 0; c < padded(ranges[i].real); c += VEC) {
-            vec x = c < real ? first_lanes(exp_of(load(own + c) - greatest), real - c, 0) : splat(0);
+            vec x = c < real ? first_lanes(exp_of(load(own + c) - most), real - c, 0) : splat(0);
             store(own + c, x);
             sums += x;
         }

@@ -180,12 +180,14 @@ void trimtab_gate_back(const void *gate, const void *up, void *grad, void *up_gr
 INLINE void turn_head(float *x, const float *scale, float eps, const float *cos, const float *sin, long e, int narrow) {
     if (scale) {
         float r = inverse_rms(x, e, eps);
+#pragma omp simd
         for (long i = 0; i < e; i++) {
             float own = x[i] * r;
             if (narrow) own = widened(rounded(own));
             x[i] = own * scale[i];
         }
     }
+#pragma omp simd
     for (long i = 0; i < e / 2; i++) {
         float a = x[i], b = x[i + e / 2];
         x[i] = a * cos[i] - b * sin[i];
@@ -212,7 +214,7 @@ void trimtab_turn(void *qkv, const float *scale, float eps, const float *cos, co
 INLINE void attend(const void *row, long head, const float *scale, float eps, const float *cos, const float *sin, long length,
                    void *k, void *v, float factor, void *out, long h, long j, long e, int narrow) {
     const long g = h / j, columns = length + 1;
-    float *x = scratch(0, (2 * g + 2) * e), *sums = x + g * e, *key = sums + g * e, *value = key + e;
+    float *x = scratch(0, (2 * g + 1) * e), *sums = x + g * e, *key = sums + g * e;
     float *scores = scratch(1, g * padded(columns));
     cos += length * (e / 2), sin += length * (e / 2);
     widen(key, at(row, (h + head) * e, narrow), e, narrow);
@@ -237,21 +239,30 @@ INLINE void attend(const void *row, long head, const float *scale, float eps, co
         }
     }
     for (long q = 0; q < g; q++) {
-        float *own = scores + q * padded(columns), top = own[0], total = 0;
-        for (long c = 1; c < columns; c++) top = own[c] > top ? own[c] : top;
-        for (long c = columns; c < padded(columns); c++) own[c] = top;
-        for (long c = 0; c < padded(columns); c += VEC) store(own + c, exp_of(load(own + c) - top));
-        for (long c = 0; c < columns; c++) total += own[c];
-        for (long c = 0; c < columns; c++) own[c] /= total;
-    }
-    memset(sums, 0, (size_t)(g * e * 4));
-    for (long c = 0; c < columns; c++) {
-        widen(value, at(v, c * e, narrow), e, narrow);
-        for (long q = 0; q < g; q++) {
-            float p = scores[q * padded(columns) + c];
-            for (long s = 0; s < e; s++) sums[q * e + s] += p * value[s];
+        float *own = scores + q * padded(columns);
+        vec tops = splat(-INFINITY), sum = splat(0);
+        for (long c = columns; c < padded(columns); c++) own[c] = -INFINITY;
+        for (long c = 0; c < padded(columns); c += VEC) tops = greater(load(own + c), tops);
+        float top = greatest(tops);
+        for (long c = 0; c < padded(columns); c += VEC) {
+            vec p = exp_of(load(own + c) - top); /* of -inf: 1e-38 */
+            store(own + c, p);
+            sum += p;
         }
+        float total = sum_of(sum);
+        for (long c = 0; c < padded(columns); c += VEC) store(own + c, load(own + c) / total);
     }
+    long whole = e / VEC * VEC;
+    if (narrow)
+        multiply_narrow(g, e / VEC, columns, scores, padded(columns), 1, v, VEC, e, sums, e, 0);
+    else
+        multiply(g, e / VEC, columns, scores, padded(columns), 1, v, VEC, e, sums, e, 0);
+    for (long s = whole; s < e; s++)
+        for (long q = 0; q < g; q++) {
+            float sum = 0;
+            for (long c = 0; c < columns; c++) sum += scores[q * padded(columns) + c] * get(v, c * e + s, narrow);
+            sums[q * e + s] = sum;
+        }
     narrow_down(at_mutable(out, head * g * e, narrow), sums, g * e, narrow);
 }
 

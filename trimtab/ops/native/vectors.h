@@ -1,7 +1,7 @@
 /* Vectors of float, numbers of 16 bits and back, and one small matrix product: what the other files here are made of.
  *
- * `narrow` says of an array of a model's numbers that they are bfloat16, else they are float32. All arithmetic is float32. No intrinsics:
- * the compiler turns its own vector types into the instructions of the machine that it compiles for.
+ * `narrow` says of an array of a model's numbers that they are bfloat16, else they are float32. All arithmetic is float32. The compiler
+ * turns its own vector types into the instructions of the machine that it compiles for; one it does not find is named here.
  */
 #ifndef TRIMTAB_VECTORS
 #define TRIMTAB_VECTORS
@@ -10,6 +10,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 /* numbers of a vector, and the tile of a product that fits the registers: TALL rows by WIDE vectors */
 #if defined(__AVX512F__)
@@ -26,7 +30,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+typedef float vec_4 __attribute__((vector_size(16)));
 typedef float vec __attribute__((vector_size(4 * VEC)));
+typedef int32_t vec_i32 __attribute__((vector_size(4 * VEC)));
 typedef uint32_t vec_u32 __attribute__((vector_size(4 * VEC)));
 typedef uint16_t vec_u16 __attribute__((vector_size(2 * VEC)));
 
@@ -43,11 +49,13 @@ INLINE vec load(const float *from) {
 INLINE void store(float *to, vec x) { memcpy(to, &x, sizeof x); }
 
 INLINE float sum_of(vec x) {
-    float lanes[VEC];
-    memcpy(lanes, &x, sizeof x);
-    for (int half = VEC / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
+    vec_4 parts[VEC / 4];
+    memcpy(parts, &x, sizeof x);
+#pragma GCC unroll 2
+    for (int half = VEC / 8; half; half /= 2)
+#pragma GCC unroll 2
+        for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+    return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
 /* bfloat16 is the upper half of a float32; rounded to nearest, ties to even, nan stays nan */
@@ -72,9 +80,13 @@ INLINE vec load_any(const void *from, long i, int narrow) {
 }
 
 INLINE vec_u16 rounded_vec(vec x) {
+#ifdef __AVX512BF16__
+    return (vec_u16)_mm512_cvtneps_pbh((__m512)x);
+#else
     vec_u32 bits = (vec_u32)x, nan = (vec_u32)(x != x);
     bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return __builtin_convertvector((bits & ~nan) | (0x7fc0 & nan), vec_u16);
+#endif
 }
 
 INLINE void store_any(void *to, long i, vec x, int narrow) {
@@ -118,9 +130,16 @@ INLINE void narrow_down(void *to, const float *from, long n, int narrow) {
     for (; i < n; i++) put(to, i, from[i], narrow);
 }
 
-typedef int32_t vec_i32 __attribute__((vector_size(4 * VEC)));
-
 INLINE vec either(vec_i32 which, vec yes, vec no) { return (vec)(((vec_i32)yes & which) | ((vec_i32)no & ~which)); }
+
+/* the greater numbers; of a number and nan in x, y */
+INLINE vec greater(vec x, vec y) { return either(x > y, x, y); }
+
+INLINE float greatest(vec x) {
+    float top = x[0];
+    for (int i = 1; i < VEC; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
 
 /* e^x to 2 in 10^7: 2^n e^r with r in [-ln 2 / 2, ln 2 / 2], a polynomial of degree 7 (Cephes' coefficients); 0 (1e-38) far below */
 INLINE vec exp_of(vec x) {
@@ -156,8 +175,8 @@ INLINE float *scratch(int which, long floats) {
 }
 
 /* One tile of `multiply`: m rows by v vectors, all sums in registers. */
-INLINE void tile(const int m, const int v, long k, const float *a, long row, long column, const float *b, long apart, long next,
-                 float *c, long ldc, int add) {
+INLINE void tile(const int m, const int v, long k, const float *a, long row, long column, const void *b, long apart, long next,
+                 float *c, long ldc, int add, const int narrow) {
     vec sums[TALL][WIDE];
 #pragma GCC unroll 8
     for (int i = 0; i < m; i++)
@@ -166,7 +185,7 @@ INLINE void tile(const int m, const int v, long k, const float *a, long row, lon
     for (long s = 0; s < k; s++) {
         vec right[WIDE];
 #pragma GCC unroll 8
-        for (int j = 0; j < v; j++) right[j] = load(b + j * apart + s * next);
+        for (int j = 0; j < v; j++) right[j] = load_any(b, j * apart + s * next, narrow);
 #pragma GCC unroll 8
         for (int i = 0; i < m; i++) {
             vec left = splat(a[i * row + s * column]);
@@ -180,13 +199,13 @@ INLINE void tile(const int m, const int v, long k, const float *a, long row, lon
         for (int j = 0; j < v; j++) store(c + i * ldc + j * VEC, sums[i][j]);
 }
 
-/* C (+)= A B in float32: C `[m, v vectors]` with rows `ldc` apart, A `[m, k]` with the steps `row` and `column`, and of B the vector j of
+/* C (+)= A B in float32 (B may be narrow): C `[m, v vectors]` with rows `ldc` apart, A `[m, k]` with the steps `row` and `column`, and of B the vector j of
  * row s at `b + j apart + s next`. */
-static void multiply(long m, long v, long k, const float *a, long row, long column, const float *b, long apart, long next, float *c,
-                     long ldc, int add) {
+INLINE void multiply_any(long m, long v, long k, const float *a, long row, long column, const void *b, long apart, long next, float *c,
+                         long ldc, int add, const int narrow) {
 #define TILE(M, V)                                                                                                                     \
     case 8 * M + V:                                                                                                                    \
-        tile(M, V, k, a + i * row, row, column, b + j * apart, apart, next, c + i * ldc + j * VEC, ldc, add);                          \
+        tile(M, V, k, a + i * row, row, column, at(b, j * apart, narrow), apart, next, c + i * ldc + j * VEC, ldc, add, narrow);       \
         break;
     for (long j = 0; j < v; j += WIDE)
         for (long i = 0; i < m; i += TALL) {
@@ -201,6 +220,16 @@ static void multiply(long m, long v, long k, const float *a, long row, long colu
             }
         }
 #undef TILE
+}
+
+static void multiply(long m, long v, long k, const float *a, long row, long column, const float *b, long apart, long next, float *c,
+                     long ldc, int add) {
+    multiply_any(m, v, k, a, row, column, b, apart, next, c, ldc, add, 0);
+}
+
+static void multiply_narrow(long m, long v, long k, const float *a, long row, long column, const void *b, long apart, long next, float *c,
+                            long ldc, int add) {
+    multiply_any(m, v, k, a, row, column, b, apart, next, c, ldc, add, 1);
 }
 
 #endif
