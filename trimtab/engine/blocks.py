@@ -266,7 +266,7 @@ class BlockDecoder:
             qkv = block.qkv(normed).view(len(x), -1, w.size)
             if self.rotary is not None:
                 turn_in_place(qkv, self.rotary, columns, w.heads, w.keys, block.wide_qk_norm, w.eps)
-                q, key, value = qkv.split([w.heads, w.keys, w.keys], dim=1)
+                q, key, value = torch.split(qkv, [w.heads, w.keys, w.keys], dim=1)
             else:
                 q, key, value = turn(qkv, cos, sin, w.keys, block.qk_norm, w.eps)
             for slot in places:

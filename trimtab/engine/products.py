@@ -1,8 +1,9 @@
 """x W^T with the weights laid out once for many small products.
 
-On a CPU, by private operators of torch: a product of few rows spends most of its time putting the matrix into the order that is
-multiplied in, and does so at every call. `Product` keeps the matrix in that order (oneDNN's). The copy is as large as the weights, lives
-as long as the decoder that made it, and is made only after a try has shown that it computes what `linear` does; elsewhere it is `linear`.
+On a CPU: a product of few rows spends most of its time putting the matrix into the order that is multiplied in, and does so at every
+call. `Product` keeps the matrix in that order: that of our own products where the CPU has the instructions for them (`ops/native`), else
+oneDNN's, by private operators of torch. The copy is as large as the weights, lives as long as the decoder that made it, and is made only
+after a try has shown that it computes what `linear` does; elsewhere it is `linear`.
 
 On a GPU a small product costs more to start than to compute. `Joined` puts the weights of layers that read the same x below each other,
 and A of their adapters below them: one product gives the outputs and what the adapters go on with. The layers' own parameters become
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trimtab.ops.native import products as native
+
 ROWS = 64
 """Rows of a product that the order is chosen for; any number of rows may follow."""
 
@@ -34,10 +37,14 @@ class Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.bias = bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        self.laid_out = native.LaidOut(weight) if native.takes(weight) else None
+        if self.laid_out is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x `[n in]` -> `[n out]`"""
+        if self.laid_out is not None:
+            return native.sums([(x, self.laid_out, False)], self.laid_out.n, bias=self.bias)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return y
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trimtab.ops import native
 from trimtab.types import Sampling
 
 Words = npt.NDArray[np.uint64]
@@ -98,6 +99,17 @@ def next_tokens(
 
     Temperature 0 takes the most likely token (log-probabilities then are those at temperature 1).
     """
+    if native.takes(logits) and logits.is_contiguous() and _is_plain(sampling, seen):
+        token, logp = (
+            logits.new_empty(len(logits), dtype=torch.int64),
+            logits.new_empty(len(logits), dtype=torch.float32),
+        )
+        u = u.float().contiguous()
+        native.kernels().trimtab_draw(
+            logits.data_ptr(), sampling.temperature, u.data_ptr(), token.data_ptr(), logp.data_ptr(), *logits.shape,
+            native.is_narrow(logits), torch.get_num_threads(),
+        )  # fmt: skip
+        return token, logp
     logits = logits.float()
     if sampling.temperature > 0 and sampling.temperature != 1.0:
         logits = logits / sampling.temperature
@@ -113,3 +125,10 @@ def next_tokens(
             allowed, changed = filtered(allowed, sampling), True
         token = draw(allowed.softmax(-1) if changed else logp.exp(), u)
     return token, logp.gather(-1, token[:, None]).squeeze(-1)
+
+
+def _is_plain(sampling: Sampling, seen: Tensor | None) -> bool:
+    """Is the token drawn from the policy itself, as in every rollout?"""
+    penalised = seen is not None and sampling.repetition_penalty != 1.0
+    filters = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    return sampling.temperature > 0 and not penalised and not filters

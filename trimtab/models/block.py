@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trimtab.models.lora import Adapter, LoraLinear, adapter_gradients, product
+from trimtab.models.lora import Adapter, LoraLinear, adapter_gradients, product, product_back
 from trimtab.ops import native
 
 Part = tuple[Tensor, "Tensor | None", "Tensor | None", list[Adapter]]
@@ -124,13 +124,13 @@ class _GatedUnit(torch.autograd.Function):
             return [wanted.pop(0) for _ in range(2 * len(active))]
 
         of_gate, of_up, of_down = take(gate[3]), take(up[3]), take(down[3])
-        grad_act, pull = _back(flat, down)
+        grad_act, (pull,) = product_back([(flat, *down[:3])])
+        assert grad_act is not None
         grad_g, grad_u, act = _act_back(g, u, grad_act)
         grads_down = adapter_gradients(down[3], of_down, act, low_d, flat, pull) if any(of_down) else _none(down)
-        grad_x, pull = _back(grad_g, gate, needed=ctx.needs_input_grad[0])
-        grads_gate = adapter_gradients(gate[3], of_gate, x, low_g, grad_g, pull) if any(of_gate) else _none(gate)
-        grad_x, pull = _back(grad_u, up, onto=grad_x, needed=ctx.needs_input_grad[0])
-        grads_up = adapter_gradients(up[3], of_up, x, low_u, grad_u, pull) if any(of_up) else _none(up)
+        grad_x, pulls = product_back([(grad_g, *gate[:3]), (grad_u, *up[:3])], needed=ctx.needs_input_grad[0])
+        grads_gate = adapter_gradients(gate[3], of_gate, x, low_g, grad_g, pulls[0]) if any(of_gate) else _none(gate)
+        grads_up = adapter_gradients(up[3], of_up, x, low_u, grad_u, pulls[1]) if any(of_up) else _none(up)
         if grad_x is not None:
             grad_x = grad_x.view(*grad.shape[:-1], -1)
         return grad_x, None, *grads_gate, *grads_up, *grads_down
@@ -163,18 +163,6 @@ def _act_back(g: Tensor, u: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def _none(part: Part) -> list[Tensor | None]:
     return [None] * (2 * len(part[3]))
-
-
-def _back(grad: Tensor, part: Part, onto: Tensor | None = None, needed: bool = True) -> tuple[Any, Any]:
-    """The gradient of a layer's input (added to `onto`), and grad (s B)."""
-    weight, a, b, _ = part
-    pull = grad @ b if b is not None else None
-    if not needed:
-        return None, pull
-    back = grad @ weight if onto is None else onto.addmm_(grad, weight)
-    if a is not None and pull is not None:
-        back.addmm_(pull, a)
-    return back, pull
 
 
 # ----------------------------------------------------------------------------------------------------------------- norm

@@ -30,6 +30,7 @@ from trimtab.errors import AdapterError
 from trimtab.models.copies import Copy, copied, endings, wrap
 from trimtab.models.dora import directed
 from trimtab.models.folder import ADAPTER_CONFIG, read_adapter
+from trimtab.ops.native import products
 
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -149,6 +150,14 @@ def product(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor | None, b: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """x W^T + bias + (x A^T) (s B)^T, and x A^T `[n R]`; without adapters the base's product alone."""
+    flat = x.flatten(0, -2)
+    if products.takes(flat, weight) and (a is None or b is None or products.takes(a, b)):
+        parts: list[products.Part] = [(flat, weight, False)]
+        low = None
+        if a is not None and b is not None:
+            low = products.sums([(flat, a, False)], len(a))
+            parts.append((low, b, False))
+        return products.sums(parts, len(weight), bias=bias).view(*x.shape[:-1], -1), low
     y = F.linear(x, weight, bias)
     if a is None or b is None:
         return y, None
@@ -157,8 +166,44 @@ def product(
     return y, low
 
 
+def product_back(
+    products_of_x: Sequence[tuple[Tensor, Tensor, Tensor | None, Tensor | None]], *, needed: bool = True
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Back through products that share their x.
+
+    Args:
+        products_of_x: of each the gradient `[n out]`, W `[out in]`, A `[R in]` and s B `[out R]`.
+        needed: is the gradient of x wanted?
+
+    Returns:
+        The sum of grad W + (grad s B) A over them `[n in]`, or None; and grad s B `[n R]` of each, None without adapters.
+    """
+    first, weight, _, _ = products_of_x[0]
+    fast = all(products.takes(x) for part in products_of_x for x in part if x is not None)
+    pulls: list[Tensor | None] = []
+    for grad, _, _, b in products_of_x:
+        pulls.append(None if b is None else products.sums([(grad, b, True)], b.shape[1]) if fast else grad @ b)
+    if not needed:
+        return None, pulls
+    if fast:
+        parts: list[products.Part] = [(grad, w, True) for grad, w, _, _ in products_of_x]
+        parts += [
+            (pull, a, True)
+            for pull, (_, _, a, _) in zip(pulls, products_of_x, strict=True)
+            if pull is not None and a is not None
+        ]
+        return products.sums(parts, weight.shape[1]), pulls
+    total = first @ weight
+    for i, ((grad, w, a, _), pull) in enumerate(zip(products_of_x, pulls, strict=True)):
+        if i:
+            total.addmm_(grad, w)
+        if a is not None and pull is not None:
+            total.addmm_(pull, a)
+    return total, pulls
+
+
 def adapter_gradients(
-    active: Sequence[Adapter], wanted: Sequence[bool], x: Tensor, low: Tensor, grad: Tensor, pull: Tensor
+    active: Sequence[Adapter], wanted: Sequence[bool], x: Tensor, low: Tensor, grad: Tensor, pull: Tensor | None
 ) -> list[Tensor | None]:
     """Gradients of A and B of each adapter, None where `wanted` says so.
 
@@ -167,6 +212,8 @@ def adapter_gradients(
     """
     grads: list[Tensor | None] = []
     start = 0
+    if pull is None:
+        return [None] * len(wanted)
     for i, adapter in enumerate(active):
         part = slice(start, start + len(adapter.a))
         grads.append((pull[:, part].t() @ x).to(torch.float32) if wanted[2 * i] else None)
@@ -197,10 +244,9 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, low, weight, a, b = ctx.saved_tensors
         flat = grad.flatten(0, -2)
-        pull = flat @ b
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (flat @ weight).addmm_(pull, a).view(*grad.shape[:-1], a.shape[1])
+        grad_x, (pull,) = product_back([(flat, weight, a, b)], needed=ctx.needs_input_grad[0])
+        if grad_x is not None:
+            grad_x = grad_x.view(*grad.shape[:-1], a.shape[1])
         if x is None:
             return grad_x, None, None, None, None, *[None] * (2 * len(ctx.active))
         grads = adapter_gradients(ctx.active, ctx.needs_input_grad[5:], x.flatten(0, -2), low, flat, pull)

@@ -30,7 +30,7 @@ from trimtab.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("rows.c", "attention.c")
+SOURCES = ("rows.c", "attention.c", "products.c", "sampling.c")
 HEADERS = ("vectors.h",)
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11")
 """No -ffast-math: what is not a number must stay so, and a run is stopped by it."""
@@ -50,7 +50,12 @@ SIGNATURES: dict[str, list[type]] = {
     "trimtab_attend": [_P, _P, _F, _P, _P, _P, _P, _P, _L, _L, _F, _P, _L, _P, _L, _L, _L, _L, _L, _I, _I],
     "trimtab_tree": [*[_P, _L, _L] * 3, _P, *_TREE],
     "trimtab_tree_back": [*[_P, _L, _L] * 4, _P, _P, _P, *_TREE],
+    "trimtab_draw": [_P, _F, _P, _P, _P, _L, _L, _I, _I],
     "trimtab_vector": [],
+    "trimtab_has_products": [],
+    "trimtab_laid_out": [_L, _L],
+    "trimtab_lay_out": [_P, _L, _L, _P, _I],
+    "trimtab_products": [_P, _L, _P, _I, _P, _L, _L, _L, _I],
 }
 """The arguments of each function, as the C files name them."""
 
@@ -99,6 +104,7 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
         functions = ctypes.CDLL(str(file))
         for name, arguments in SIGNATURES.items():
             getattr(functions, name).argtypes = arguments
+        functions.trimtab_laid_out.restype = _L
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or ["?"]
         return None, f"{compiler} does not compile them ({lines[0].strip()})"

@@ -67,28 +67,6 @@ static Range *ranges_of(const Tree *tree, const Block *block) {
     return ranges;
 }
 
-/* VEC rows of VEC numbers, in place: log2(VEC) times the first half of the rows is interleaved with the second. */
-INLINE void transpose(vec *rows) {
-#if VEC == 16
-    const vec_i32 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
-#elif VEC == 8
-    const vec_i32 low = {0, 8, 1, 9, 2, 10, 3, 11}, high = low + 4;
-#else
-    const vec_i32 low = {0, 4, 1, 5}, high = low + 2;
-#endif
-#pragma GCC unroll 4
-    for (int round = 1; round < VEC; round *= 2) {
-        vec next[VEC];
-#pragma GCC unroll 16
-        for (int i = 0; i < VEC / 2; i++) {
-            next[2 * i] = __builtin_shuffle(rows[i], rows[i + VEC / 2], low);
-            next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + VEC / 2], high);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < VEC; i++) rows[i] = next[i];
-    }
-}
-
 /* A segment of one head in the layout: `plain` `[columns, e]`, `turned` `[columns / VEC, e, VEC]`; either may be null. */
 static void lay(const Tree *tree, long segment, const Heads *from, long head, long e, float *plain, float *turned, int narrow) {
     long length = tree->ends[segment] - tree->starts[segment], place = tree->places[segment];

@@ -159,6 +159,28 @@ INLINE vec exp_of(vec x) {
     return p * (vec)(((vec_u32)t - 0x4b400000u + 127u) << 23);
 }
 
+/* VEC rows of VEC numbers, in place: log2(VEC) times the first half of the rows is interleaved with the second. */
+INLINE void transpose(vec *rows) {
+#if VEC == 16
+    const vec_i32 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+#elif VEC == 8
+    const vec_i32 low = {0, 8, 1, 9, 2, 10, 3, 11}, high = low + 4;
+#else
+    const vec_i32 low = {0, 4, 1, 5}, high = low + 2;
+#endif
+#pragma GCC unroll 4
+    for (int round = 1; round < VEC; round *= 2) {
+        vec next[VEC];
+#pragma GCC unroll 16
+        for (int i = 0; i < VEC / 2; i++) {
+            next[2 * i] = __builtin_shuffle(rows[i], rows[i + VEC / 2], low);
+            next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + VEC / 2], high);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < VEC; i++) rows[i] = next[i];
+    }
+}
+
 /* Memory of the calling thread that stays until the thread asks for more; `which`: one of several pieces. */
 INLINE float *scratch(int which, long floats) {
     static _Thread_local struct {
@@ -222,12 +244,12 @@ INLINE void multiply_any(long m, long v, long k, const float *a, long row, long 
 #undef TILE
 }
 
-static void multiply(long m, long v, long k, const float *a, long row, long column, const float *b, long apart, long next, float *c,
+__attribute__((unused)) static void multiply(long m, long v, long k, const float *a, long row, long column, const float *b, long apart, long next, float *c,
                      long ldc, int add) {
     multiply_any(m, v, k, a, row, column, b, apart, next, c, ldc, add, 0);
 }
 
-static void multiply_narrow(long m, long v, long k, const float *a, long row, long column, const void *b, long apart, long next, float *c,
+__attribute__((unused)) static void multiply_narrow(long m, long v, long k, const float *a, long row, long column, const void *b, long apart, long next, float *c,
                             long ldc, int add) {
     multiply_any(m, v, k, a, row, column, b, apart, next, c, ldc, add, 1);
 }

@@ -1,0 +1,220 @@
+/* Products in bfloat16 for CPUs with AVX512-BF16 and without matrix units (AMX): y = x_1 W_1 + x_2 W_2 + ... + bias, or added to y.
+ *
+ * A layer and its adapters are one such sum, and so is the gradient of what several layers read: one pass over y, all sums in float32.
+ *
+ * The inner loop multiplies two numbers of each of ROWS rows of x with two numbers of each of PANEL columns of W. So a panel of W lies as
+ * `[k / 2, PANEL, 2]`: once and for all for the products of few rows that decoding makes, else made from W as it is when it is needed, which
+ * costs little beside a few hundred rows.
+ */
+#include "vectors.h"
+
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+
+enum { ROWS = 12, PANEL = 2 * VEC, CACHED = 1 << 18 };
+
+/* how W `[k, n]` lies */
+enum { LAID_OUT, BY_COLUMN, BY_ROW }; /* in panels; as `[n, k]`, a layer's own weight; as `[k, n]` */
+
+typedef struct {
+    const uint16_t *x;
+    int64_t ldx, k;
+    const uint16_t *w;
+    int64_t ldw, how;
+} Part;
+
+int trimtab_has_products(void) { return 1; }
+
+INLINE long panels_of(long n) { return (n + PANEL - 1) / PANEL; }
+
+/* numbers of a panel */
+INLINE long size_of(long k) { return (k + 1) / 2 * 2 * PANEL; }
+
+static void panel_by_column(const uint16_t *w, long ldw, long columns, long k, uint16_t *to) {
+    for (long c = 0; c < PANEL; c += VEC) {
+        long s = 0;
+        for (; s + 2 * VEC <= k; s += 2 * VEC) {
+            vec rows[VEC]; /* of pairs, which move as one number */
+            for (long i = 0; i < VEC; i++) rows[i] = c + i < columns ? load((const float *)(w + (c + i) * ldw + s)) : splat(0);
+            transpose(rows);
+            for (long i = 0; i < VEC; i++) store((float *)(to + (s / 2 + i) * PANEL * 2 + c * 2), rows[i]);
+        }
+        for (; s < k + k % 2; s++)
+            for (long i = 0; i < VEC; i++)
+                to[s / 2 * PANEL * 2 + (c + i) * 2 + s % 2] = s < k && c + i < columns ? w[(c + i) * ldw + s] : 0;
+    }
+}
+
+static void panel_by_row(const uint16_t *w, long ldw, long columns, long k, uint16_t *to) {
+    static const uint16_t zeros[PANEL];
+    uint16_t part[2][PANEL] = {{0}};
+    for (long s = 0; s < k; s += 2, to += 2 * PANEL) {
+        const uint16_t *even = w + s * ldw, *odd = s + 1 < k ? even + ldw : zeros;
+        if (columns < PANEL) {
+            memcpy(part[0], even, (size_t)columns * 2), memcpy(part[1], odd, (size_t)columns * 2);
+            even = part[0], odd = part[1];
+        }
+#pragma GCC unroll 1
+        for (long c = 0; c < PANEL; c++) to[2 * c] = even[c], to[2 * c + 1] = odd[c];
+    }
+}
+
+/* numbers of W `[n, k]` laid out */
+long trimtab_laid_out(long n, long k) { return panels_of(n) * size_of(k); }
+
+void trimtab_lay_out(const uint16_t *w, long n, long k, uint16_t *to, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long panel = 0; panel < panels_of(n); panel++) {
+        long columns = n - panel * PANEL < PANEL ? n - panel * PANEL : PANEL;
+        panel_by_column(w + panel * PANEL * k, k, columns, k, to + panel * size_of(k));
+    }
+}
+
+/* The sums of `rows` rows at one panel, to `found` `[rows, PANEL]`; meanwhile half a panel of the first part is fetched at `ahead`. */
+INLINE void panel_tile(const int rows, const int vectors, const Part *parts, long count, const uint16_t *const *panels, long first,
+                       float *found, const uint16_t *ahead) {
+    vec sums[ROWS][2];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) sums[i][j] = splat(0);
+    for (long p = 0; p < count; p++) {
+        const uint16_t *x = parts[p].x + first * parts[p].ldx, *w = panels[p];
+        const long ldx = parts[p].ldx, k = parts[p].k;
+        for (long s = 0; s < k / 2; s++) {
+            __m512bh right[2];
+            if (!p) __builtin_prefetch(ahead + s * VEC * 2, 0, 2);
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; j++) right[j] = (__m512bh)_mm512_loadu_si512(w + (s * PANEL + j * VEC) * 2);
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; i++) {
+                int32_t pair;
+                memcpy(&pair, x + i * ldx + 2 * s, 4);
+                __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+                for (int j = 0; j < vectors; j++) sums[i][j] = (vec)_mm512_dpbf16_ps((__m512)sums[i][j], right[j], left);
+            }
+        }
+        if (k % 2)
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+                for (int j = 0; j < vectors; j++) {
+                    __m512bh right = (__m512bh)_mm512_loadu_si512(w + (k / 2 * PANEL + j * VEC) * 2);
+                    sums[i][j] = (vec)_mm512_dpbf16_ps((__m512)sums[i][j], right, (__m512bh)_mm512_set1_epi32(x[i * ldx + k - 1]));
+                }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) store(found + i * PANEL + j * VEC, sums[i][j]);
+}
+
+/* sums of a tile to y */
+static void finish(long rows, long columns, const float *found, const uint16_t *bias, int add, uint16_t *y, long ldy) {
+    for (long i = 0; i < rows; i++, found += PANEL, y += ldy) {
+        long c = 0;
+        for (; c + VEC <= columns; c += VEC) {
+            vec sum = load(found + c);
+            if (bias) sum += load_any(bias, c, 1);
+            if (add) sum += load_any(y, c, 1);
+            store_any(y, c, sum, 1);
+        }
+        for (; c < columns; c++) y[c] = rounded(found[c] + (bias ? widened(bias[c]) : 0) + (add ? widened(y[c]) : 0));
+    }
+}
+
+enum { PARTS = 8 };
+
+typedef struct {
+    const Part *parts;
+    long count;
+    const uint16_t *bias;
+    int add;
+    uint16_t *y;
+    long ldy, m, n;
+} Sum;
+
+/* ROWS rows from row i on at one panel, of whose parts `panels` are the numbers. */
+static void one_tile(const Sum *sum, const uint16_t *const *panels, long panel, long i, const uint16_t *ahead) {
+    float found[ROWS * PANEL];
+    const Part *parts = sum->parts;
+    const long count = sum->count, columns = sum->n - panel * PANEL < PANEL ? sum->n - panel * PANEL : PANEL;
+    const long tall = sum->m - i < ROWS ? sum->m - i : ROWS;
+#define TILE(M)                                                                                                                        \
+    case M:                                                                                                                            \
+        if (columns <= VEC)                                                                                                            \
+            panel_tile(M, 1, parts, count, panels, i, found, ahead);                                                                   \
+        else                                                                                                                           \
+            panel_tile(M, 2, parts, count, panels, i, found, ahead);                                                                   \
+        break;
+    switch (tall) { TILE(12) TILE(11) TILE(10) TILE(9) TILE(8) TILE(7) TILE(6) TILE(5) TILE(4) TILE(3) TILE(2) TILE(1) }
+#undef TILE
+    finish(tall, columns, found, sum->bias ? sum->bias + panel * PANEL : NULL, sum->add, sum->y + i * sum->ldy + panel * PANEL, sum->ldy);
+}
+
+/* Rows [from, to) of y at the panels [start, end). Where all parts are laid out, the panels pass by some rows that stay in a core's cache;
+ * else a few panels are made, which stay there, and the rows pass by. */
+static void area(const Sum *sum, long from, long to, long start, long end) {
+    const Part *parts = sum->parts;
+    const uint16_t *panels[PARTS];
+    long width = 0, size = 0;
+    for (long p = 0; p < sum->count; p++) {
+        width += parts[p].k;
+        if (parts[p].how != LAID_OUT) size += size_of(parts[p].k);
+    }
+    if (!size) {
+        long rows = CACHED / (2 * width) / ROWS * ROWS;
+        rows = rows > ROWS ? rows : ROWS;
+        for (long first = from; first < to; first += rows)
+            for (long panel = start; panel < end; panel++) {
+                for (long p = 0; p < sum->count; p++) panels[p] = parts[p].w + panel * size_of(parts[p].k);
+                const long whole = size_of(parts[0].k);
+                for (long i = first; i < first + rows && i < to; i += ROWS)
+                    one_tile(sum, panels, panel, i, panels[0] + whole + (i > first ? whole / 2 : 0));
+            }
+        return;
+    }
+    const long group = 2 * CACHED / (2 * size) > 1 ? 2 * CACHED / (2 * size) : 1;
+    uint16_t *made = (uint16_t *)scratch(3, (group * size + 1) / 2);
+    for (long head = start; head < end; head += group) {
+        const long last = head + group < end ? head + group : end;
+        for (long panel = head; panel < last; panel++) {
+            uint16_t *room = made + (panel - head) * size;
+            const long columns = sum->n - panel * PANEL < PANEL ? sum->n - panel * PANEL : PANEL;
+            for (long p = 0; p < sum->count; p++) {
+                const Part *own = parts + p;
+                if (own->how == BY_COLUMN) panel_by_column(own->w + panel * PANEL * own->ldw, own->ldw, columns, own->k, room);
+                if (own->how == BY_ROW) panel_by_row(own->w + panel * PANEL, own->ldw, columns, own->k, room);
+                if (own->how != LAID_OUT) room += size_of(own->k);
+            }
+        }
+        for (long i = from; i < to; i += ROWS)
+            for (long panel = head; panel < last; panel++) {
+                const uint16_t *room = made + (panel - head) * size;
+                for (long p = 0; p < sum->count; p++) {
+                    panels[p] = parts[p].how == LAID_OUT ? parts[p].w + panel * size_of(parts[p].k) : room;
+                    if (parts[p].how != LAID_OUT) room += size_of(parts[p].k);
+                }
+                one_tile(sum, panels, panel, i, panels[0]);
+            }
+    }
+}
+
+/* y `[m, n]` with rows `ldy` apart = (y if `add`, +) the sum over `parts` (PARTS at most), + bias `[n]` unless null. */
+void trimtab_products(const Part *parts, long count, const uint16_t *bias, int add, uint16_t *y, long ldy, long m, long n, int threads) {
+    const Sum sum = {parts, count, bias, add, y, ldy, m, n};
+    const long panels = panels_of(n), tiles = (m + ROWS - 1) / ROWS;
+    const int by_rows = panels < 3 * threads && tiles > threads;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long t = 0; t < threads; t++)
+        if (by_rows)
+            area(&sum, tiles * t / threads * ROWS, t + 1 < threads ? tiles * (t + 1) / threads * ROWS : m, 0, panels);
+        else
+            area(&sum, 0, m, panels * t / threads, panels * (t + 1) / threads);
+}
+
+#else
+
+int trimtab_has_products(void) { return 0; }
+
+#endif
