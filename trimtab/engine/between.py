@@ -87,6 +87,15 @@ def turn_in_place(
     )  # fmt: skip
 
 
+def keep(qkv: Tensor, read: Tensor, slots: Tensor, columns: Tensor, k: Tensor, v: Tensor) -> None:
+    """Keys and values of the tokens `read` `[r]` of qkv `[n (h + 2 j) e]` to their slots and columns `[r]` of k and v `[s j c e]`, in C."""
+    (_, j, _, e), n = k.shape, len(read)
+    native.kernels().trimtab_keep(
+        qkv.data_ptr(), read.data_ptr(), slots.data_ptr(), columns.data_ptr(), k.data_ptr(), v.data_ptr(), k.stride(0), k.stride(1),
+        n, qkv.shape[1] - 2 * j, j, e, native.is_narrow(qkv), torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def attend(
     qkv: Tensor,
     rotary: Rotary,

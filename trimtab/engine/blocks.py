@@ -35,6 +35,7 @@ from trimtab.engine.between import (
     Rotary,
     add_rms,
     attend,
+    keep,
     rms_with_low,
     silu_mul,
     turn,
@@ -157,11 +158,11 @@ class Weights:
         config: Any = model.config.get_text_config()
         weight = head_weight(model)
         self.packed = packing = packing and can_pack(weight.dtype, weight.device.type)
-        self.native = native.takes(weight)
         self.dtype, self.device = weight.dtype, weight.device
         self.heads, self.keys = config.num_attention_heads, config.num_key_value_heads
         self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
+        self.attends_in_c = native.takes(weight) and self.size % native.kernels().trimtab_vector() == 0
         self.embedding = trunk.embed_tokens.weight.detach()
         self.rotary = trunk.rotary_emb
         norms = [layer.input_layernorm.weight for layer in trunk.layers[1:]] + [trunk.norm.weight]
@@ -236,7 +237,7 @@ class BlockDecoder:
         half = w.size // 2
         # rotate_half(x) sin = swap(x) (-sin1 | sin2): the two halves of a head swapped, with the sign in the table
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-        self.rotary = Rotary(*(x[0, :, :half].float().contiguous() for x in (cos, sin))) if w.native else None
+        self.rotary = Rotary(*(x[0, :, :half].float().contiguous() for x in (cos, sin))) if w.attends_in_c else None
         self.replays = Replays(slots, capacity, w.device, record) if record else None
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
@@ -255,6 +256,7 @@ class BlockDecoder:
         trees, paths = packed.trees, [torch.tensor(where, device=w.device) for _, where in packed.places]
         read, last = torch.cat(paths), torch.stack([path[-1] for path in paths])
         columns = packed.positions[0]
+        kept_at = columns[read]
         places = [
             torch.tensor([own[i] for ids, own in zip(prompts, slots, strict=True) for _ in ids], device=w.device)
             for i in range(k)
@@ -267,11 +269,13 @@ class BlockDecoder:
             if self.rotary is not None:
                 turn_in_place(qkv, self.rotary, columns, w.heads, w.keys, block.wide_qk_norm, w.eps)
                 q, key, value = torch.split(qkv, [w.heads, w.keys, w.keys], dim=1)
+                for slot in places:
+                    keep(qkv, read, slot, kept_at, self.k[number], self.v[number])
             else:
                 q, key, value = turn(qkv, cos, sin, w.keys, block.qk_norm, w.eps)
-            for slot in places:
-                self.k[number, slot, :, columns[read]] = key[read]
-                self.v[number, slot, :, columns[read]] = value[read]
+                for slot in places:
+                    self.k[number, slot, :, kept_at] = key[read]
+                    self.v[number, slot, :, kept_at] = value[read]
             # of the last layer only the last token of each prompt is read, but it sees them all
             if early and number == len(w.blocks) - 1:
                 seen = _last_attention(q[last], key, value, paths, w.size**-0.5)
@@ -330,7 +334,7 @@ class BlockDecoder:
             seen = F.scaled_dot_product_attention(
                 q.view(b, w.keys, -1, w.size), k[:b, :, :width], v[:b, :, :width], attn_mask=mask, scale=w.size**-0.5
             )
-            return seen.reshape(b, -1)
+            return with_low(seen.reshape(b, -1), w.blocks[number].o.low)
 
         return look
 

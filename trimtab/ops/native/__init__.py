@@ -48,6 +48,7 @@ SIGNATURES: dict[str, list[type]] = {
     "trimtab_beside": [_P, _L, _P, _L, _L, _L, _I, _I],
     "trimtab_turn": [_P, _P, _F, _P, _P, _P, _L, _L, _L, _L, _I, _I],
     "trimtab_attend": [_P, _P, _F, _P, _P, _P, _P, _P, _L, _L, _F, _P, _L, _P, _L, _L, _L, _L, _L, _I, _I],
+    "trimtab_keep": [_P, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I, _I],
     "trimtab_tree": [*[_P, _L, _L] * 3, _P, *_TREE],
     "trimtab_tree_back": [*[_P, _L, _L] * 4, _P, _P, _P, *_TREE],
     "trimtab_draw": [_P, _F, _P, _P, _P, _L, _L, _I, _I],

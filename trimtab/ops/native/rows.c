@@ -210,63 +210,87 @@ void trimtab_turn(void *qkv, const float *scale, float eps, const float *cos, co
     }
 }
 
-/* Key head `head` of one row: its key and value go to column `length` of the cache, its g query heads look at all columns up to that. */
-INLINE void attend(const void *row, long head, const float *scale, float eps, const float *cos, const float *sin, long length,
-                   void *k, void *v, float factor, void *out, long h, long j, long e, int narrow) {
-    const long g = h / j, columns = length + 1;
-    float *x = scratch(0, (2 * g + 1) * e), *sums = x + g * e, *key = sums + g * e;
-    float *scores = scratch(1, g * padded(columns));
+/* scores[c] = x . key c, of `columns` keys one after the other, e a multiple of VEC; scores has room up to a multiple of VEC. */
+INLINE void score(const float *x, const void *keys, long columns, long e, float *scores, int narrow) {
+    for (long c = 0; c < columns; c += VEC) {
+        vec dots[VEC];
+#pragma GCC unroll 16
+        for (int i = 0; i < VEC; i++) {
+            const void *key = at(keys, (c + i < columns ? c + i : columns - 1) * e, narrow);
+            vec dot = splat(0);
+            for (long s = 0; s < e; s += VEC) dot += load(x + s) * load_any(key, s, narrow);
+            dots[i] = dot;
+        }
+        store(scores + c, sums_of(dots));
+    }
+}
+
+#ifdef __AVX512BF16__
+/* the same of keys and x in bfloat16, e a multiple of 2 VEC */
+INLINE void score_narrow(const uint16_t *x, const uint16_t *keys, long columns, long e, float *scores) {
+    for (long c = 0; c < columns; c += VEC) {
+        vec dots[VEC];
+#pragma GCC unroll 16
+        for (int i = 0; i < VEC; i++) dots[i] = splat(0);
+        for (long s = 0; s < e; s += 2 * VEC) {
+            __m512bh own = (__m512bh)_mm512_loadu_si512(x + s);
+#pragma GCC unroll 16
+            for (int i = 0; i < VEC; i++) {
+                const uint16_t *key = keys + (c + i < columns ? c + i : columns - 1) * e + s;
+                dots[i] = (vec)_mm512_dpbf16_ps((__m512)dots[i], own, (__m512bh)_mm512_loadu_si512(key));
+            }
+        }
+        store(scores + c, sums_of(dots));
+    }
+}
+#endif
+
+/* Key head `head` of one row: its key and value go to column `length` of the cache, its g query heads look at all columns up to that.
+ * Queries are rounded as keys are, as those of the scorer's forward pass. */
+INLINE void attend(const void *row, long head, const float *scale, float eps, const float *cos, const float *sin, long length, void *k,
+                   void *v, float factor, void *out, long h, long j, long e, int narrow) {
+    const long g = h / j, columns = length + 1, room = padded(columns);
+    float *x = scratch(0, 3 * e), *sums = scratch(2, g * e), *scores = scratch(1, g * room);
+    void *rounded_x = x + 2 * e;
     cos += length * (e / 2), sin += length * (e / 2);
-    widen(key, at(row, (h + head) * e, narrow), e, narrow);
-    turn_head(key, scale ? scale + (h + head) * e : NULL, eps, cos, sin, e, narrow);
-    narrow_down(at_mutable(k, length * e, narrow), key, e, narrow);
+    widen(x, at(row, (h + head) * e, narrow), e, narrow);
+    turn_head(x, scale ? scale + (h + head) * e : NULL, eps, cos, sin, e, narrow);
+    narrow_down(at_mutable(k, length * e, narrow), x, e, narrow);
     memcpy(at_mutable(v, length * e, narrow), at(row, (h + j + head) * e, narrow), (size_t)(e * (narrow ? 2 : 4)));
     for (long q = 0; q < g; q++) {
-        float *own = x + q * e;
-        widen(own, at(row, (head * g + q) * e, narrow), e, narrow);
-        turn_head(own, scale ? scale + (head * g + q) * e : NULL, eps, cos, sin, e, narrow);
-        for (long s = 0; s < e; s++) own[s] *= factor;
-    }
-    for (long c = 0; c < columns; c++) {
-        widen(key, at(k, c * e, narrow), e, narrow);
-        for (long q = 0; q < g; q++) {
-            vec dots = splat(0);
-            float dot = 0;
-            long s = 0;
-            for (; s + VEC <= e; s += VEC) dots += load(x + q * e + s) * load(key + s);
-            for (; s < e; s++) dot += x[q * e + s] * key[s];
-            scores[q * padded(columns) + c] = dot + sum_of(dots);
+        float *own = scores + q * room;
+        widen(x, at(row, (head * g + q) * e, narrow), e, narrow);
+        turn_head(x, scale ? scale + (head * g + q) * e : NULL, eps, cos, sin, e, narrow);
+        narrow_down(rounded_x, x, e, narrow);
+#ifdef __AVX512BF16__
+        if (narrow && e % (2 * VEC) == 0)
+            score_narrow(rounded_x, k, columns, e, own);
+        else
+#endif
+        {
+            widen(x, rounded_x, e, narrow);
+            score(x, k, columns, e, own, narrow);
         }
-    }
-    for (long q = 0; q < g; q++) {
-        float *own = scores + q * padded(columns);
         vec tops = splat(-INFINITY), sum = splat(0);
-        for (long c = columns; c < padded(columns); c++) own[c] = -INFINITY;
-        for (long c = 0; c < padded(columns); c += VEC) tops = greater(load(own + c), tops);
+        for (long c = columns; c < room; c++) own[c] = -INFINITY;
+        for (long c = 0; c < room; c += VEC) tops = greater(load(own + c), tops);
         float top = greatest(tops);
-        for (long c = 0; c < padded(columns); c += VEC) {
-            vec p = exp_of(load(own + c) - top); /* of -inf: 1e-38 */
+        for (long c = 0; c < room; c += VEC) {
+            vec p = exp_of((load(own + c) - top) * factor); /* of -inf: 1e-38 */
             store(own + c, p);
             sum += p;
         }
-        float total = sum_of(sum);
-        for (long c = 0; c < padded(columns); c += VEC) store(own + c, load(own + c) / total);
+        float share = 1 / sum_of(sum);
+        for (long c = 0; c < room; c += VEC) store(own + c, load(own + c) * share);
     }
-    long whole = e / VEC * VEC;
     if (narrow)
-        multiply_narrow(g, e / VEC, columns, scores, padded(columns), 1, v, VEC, e, sums, e, 0);
+        multiply_narrow(g, e / VEC, columns, scores, room, 1, v, VEC, e, sums, e, 0);
     else
-        multiply(g, e / VEC, columns, scores, padded(columns), 1, v, VEC, e, sums, e, 0);
-    for (long s = whole; s < e; s++)
-        for (long q = 0; q < g; q++) {
-            float sum = 0;
-            for (long c = 0; c < columns; c++) sum += scores[q * padded(columns) + c] * get(v, c * e + s, narrow);
-            sums[q * e + s] = sum;
-        }
+        multiply(g, e / VEC, columns, scores, room, 1, v, VEC, e, sums, e, 0);
     narrow_down(at_mutable(out, head * g * e, narrow), sums, g * e, narrow);
 }
 
-/* A step's attention: row i of qkv `[n, (h + 2 j) e]` goes on from `lengths[i]` tokens in slot i of the caches, whose slots are `slot`
+/* A step's attention, e a multiple of VEC: row i of qkv `[n, (h + 2 j) e]` goes on from `lengths[i]` tokens in slot i of the caches, whose slots are `slot`
  * numbers apart and whose key heads are `between`. */
 void trimtab_attend(const void *qkv, const float *scale, float eps, const float *cos, const float *sin, const int64_t *lengths, void *k,
                     void *v, long slot, long between, float factor, void *out, long ldo, const float *low, long rank, long n, long h,
@@ -289,4 +313,17 @@ void trimtab_attend(const void *qkv, const float *scale, float eps, const float 
                 beside_rows(out, ldo, low, rank, first, first + TALL < n ? first + TALL : n, h * e, narrow);
         }
     }
+}
+
+/* Token `read[i]` of qkv `[., (h + 2 j) e]`: its key and value to slot `slots[i]`, column `columns[i]` of the caches. */
+void trimtab_keep(const void *qkv, const int64_t *read, const int64_t *slots, const int64_t *columns, void *k, void *v, long slot,
+                  long between, long n, long h, long j, long e, int narrow, int threads) {
+    const size_t size = (size_t)(e * (narrow ? 2 : 4));
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < n; i++)
+        for (long head = 0; head < j; head++) {
+            const long from = (read[i] * (h + 2 * j) + h + head) * e, to = slots[i] * slot + head * between + columns[i] * e;
+            memcpy(at_mutable(k, to, narrow), at(qkv, from, narrow), size);
+            memcpy(at_mutable(v, to, narrow), at(qkv, from + j * e, narrow), size);
+        }
 }

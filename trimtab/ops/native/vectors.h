@@ -159,15 +159,17 @@ INLINE vec exp_of(vec x) {
     return p * (vec)(((vec_u32)t - 0x4b400000u + 127u) << 23);
 }
 
+#if VEC == 16
+#define LOW {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
+#elif VEC == 8
+#define LOW {0, 8, 1, 9, 2, 10, 3, 11}
+#else
+#define LOW {0, 4, 1, 5}
+#endif
+
 /* VEC rows of VEC numbers, in place: log2(VEC) times the first half of the rows is interleaved with the second. */
 INLINE void transpose(vec *rows) {
-#if VEC == 16
-    const vec_i32 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
-#elif VEC == 8
-    const vec_i32 low = {0, 8, 1, 9, 2, 10, 3, 11}, high = low + 4;
-#else
-    const vec_i32 low = {0, 4, 1, 5}, high = low + 2;
-#endif
+    const vec_i32 low = LOW, high = low + VEC / 2;
 #pragma GCC unroll 4
     for (int round = 1; round < VEC; round *= 2) {
         vec next[VEC];
@@ -179,6 +181,17 @@ INLINE void transpose(vec *rows) {
 #pragma GCC unroll 16
         for (int i = 0; i < VEC; i++) rows[i] = next[i];
     }
+}
+
+/* The sum of each of VEC rows, which are overwritten: `transpose` and adding up, at once. */
+INLINE vec sums_of(vec *rows) {
+    const vec_i32 low = LOW, high = low + VEC / 2;
+#pragma GCC unroll 4
+    for (int half = VEC / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++)
+            rows[i] = __builtin_shuffle(rows[i], rows[i + half], low) + __builtin_shuffle(rows[i], rows[i + half], high);
+    return rows[0];
 }
 
 /* Memory of the calling thread that stays until the thread asks for more; `which`: one of several pieces. */
