@@ -62,10 +62,22 @@ def with_low(x: Tensor, low: Low | None) -> Tensor:
         return x
     out = _room(x, x.shape[1], low)
     out[:, : x.shape[1]] = x
-    native.kernels().trimtab_beside(
-        out.data_ptr(), out.shape[1], *_of(low), len(x), x.shape[1], native.is_narrow(x), torch.get_num_threads()
-    )
-    return out
+    return fill_low(out, low)
+
+
+def fill_low(x: Tensor, low: Low | None) -> Tensor:
+    """The last R columns of `[n d + R]` from the others."""
+    if low is not None:
+        native.kernels().trimtab_beside(
+            x.data_ptr(),
+            x.shape[1],
+            *_of(low),
+            len(x),
+            x.shape[1] - low.rank,
+            native.is_narrow(x),
+            torch.get_num_threads(),
+        )
+    return x
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ SIGNATURES: dict[str, list[type]] = {
     "trimtab_has_products": [],
     "trimtab_laid_out": [_L, _L],
     "trimtab_lay_out": [_P, _L, _L, _P, _I],
-    "trimtab_products": [_P, _L, _P, _I, _P, _L, _L, _L, _I],
+    "trimtab_products": [_P, _L, _P, _I, _I, _P, _L, _L, _L, _I],
 }
 """The arguments of each function, as the C files name them."""
 

@@ -123,13 +123,21 @@ static void finish(long rows, long columns, const float *found, const uint16_t *
     }
 }
 
+/* silu(gate) up of a tile whose first vector is a gate and whose second is what passes it, each rounded before as a layer's output is */
+static void finish_gated(long rows, const float *found, uint16_t *y, long ldy) {
+    for (long i = 0; i < rows; i++, found += PANEL, y += ldy) {
+        vec gate = kept(load(found), 1), up = kept(load(found + VEC), 1);
+        store_any(y, 0, kept(gate * sigmoid(gate), 1) * up, 1);
+    }
+}
+
 enum { PARTS = 8 };
 
 typedef struct {
     const Part *parts;
     long count;
     const uint16_t *bias;
-    int add;
+    int add, gated;
     uint16_t *y;
     long ldy, m, n;
 } Sum;
@@ -149,6 +157,10 @@ static void one_tile(const Sum *sum, const uint16_t *const *panels, long panel, 
         break;
     switch (tall) { TILE(12) TILE(11) TILE(10) TILE(9) TILE(8) TILE(7) TILE(6) TILE(5) TILE(4) TILE(3) TILE(2) TILE(1) }
 #undef TILE
+    if (sum->gated) {
+        finish_gated(tall, found, sum->y + i * sum->ldy + panel * VEC, sum->ldy);
+        return;
+    }
     finish(tall, columns, found, sum->bias ? sum->bias + panel * PANEL : NULL, sum->add, sum->y + i * sum->ldy + panel * PANEL, sum->ldy);
 }
 
@@ -200,9 +212,11 @@ static void area(const Sum *sum, long from, long to, long start, long end) {
     }
 }
 
-/* y `[m, n]` with rows `ldy` apart = (y if `add`, +) the sum over `parts` (PARTS at most), + bias `[n]` unless null. */
-void trimtab_products(const Part *parts, long count, const uint16_t *bias, int add, uint16_t *y, long ldy, long m, long n, int threads) {
-    const Sum sum = {parts, count, bias, add, y, ldy, m, n};
+/* y `[m, n]` with rows `ldy` apart = (y if `add`, +) the sum over `parts` (PARTS at most), + bias `[n]` unless null. Where it is `gated`,
+ * VEC columns of gates and VEC of what passes them take turns, and y is `[m, n / 2]`. */
+void trimtab_products(const Part *parts, long count, const uint16_t *bias, int add, int gated, uint16_t *y, long ldy, long m, long n,
+                      int threads) {
+    const Sum sum = {parts, count, bias, add, gated, y, ldy, m, n};
     const long panels = panels_of(n), tiles = (m + ROWS - 1) / ROWS;
     const int by_rows = panels < 3 * threads && tiles > threads;
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -52,10 +52,28 @@ def sums(parts: Sequence[Part], n: int, *, bias: Tensor | None = None, onto: Ten
     x = parts[0][0]
     y = x.new_empty(len(x), n) if onto is None else onto
     native.kernels().trimtab_products(
-        (c_int64 * len(words))(*words), len(parts), None if bias is None else bias.data_ptr(), onto is not None,
+        (c_int64 * len(words))(*words), len(parts), None if bias is None else bias.data_ptr(), onto is not None, False,
         y.data_ptr(), y.stride(0), len(x), n, torch.get_num_threads(),
     )  # fmt: skip
     return y
+
+
+class Gated:
+    """silu(x G^T) * (x U^T) in one pass, G and U `[f k]` laid out together; f a multiple of `native`'s vector."""
+
+    def __init__(self, gate: Tensor, up: Tensor) -> None:
+        self.f, k = gate.shape
+        vector = native.kernels().trimtab_vector()
+        self.both = LaidOut(torch.stack([gate.view(-1, vector, k), up.view(-1, vector, k)], dim=1).view(-1, k))
+
+    def __call__(self, x: Tensor, room: int = 0) -> Tensor:
+        """x `[m k]` -> `[m f + room]`, of which the last columns are empty."""
+        y = x.new_empty(len(x), self.f + room)
+        words = (c_int64 * 6)(x.data_ptr(), x.stride(0), x.shape[1], self.both.numbers.data_ptr(), 0, _LAID_OUT)
+        native.kernels().trimtab_products(
+            words, 1, None, False, True, y.data_ptr(), y.stride(0), len(x), self.both.n, torch.get_num_threads()
+        )
+        return y
 
 
 @cache

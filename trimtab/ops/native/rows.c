@@ -114,8 +114,6 @@ void trimtab_norm_back(const void *x, const void *grad, const void *weight, floa
     }
 }
 
-INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp_of(-x)); }
-
 /* one number through the vector functions: what is left over at the end of a row */
 INLINE float sigmoid_one(float x) { return sigmoid(splat(x))[0]; }
 
@@ -245,10 +243,14 @@ INLINE void score_narrow(const uint16_t *x, const uint16_t *keys, long columns, 
 }
 #endif
 
+INLINE void fetch(const void *from, long n, int narrow) {
+    for (long i = 0; i < n; i += narrow ? 32 : 16) __builtin_prefetch(at(from, i, narrow), 0, 2);
+}
+
 /* Key head `head` of one row: its key and value go to column `length` of the cache, its g query heads look at all columns up to that.
- * Queries are rounded as keys are, as those of the scorer's forward pass. */
+ * Queries are rounded as keys are, as those of the scorer's forward pass. What lies at `ahead` is read next. */
 INLINE void attend(const void *row, long head, const float *scale, float eps, const float *cos, const float *sin, long length, void *k,
-                   void *v, float factor, void *out, long h, long j, long e, int narrow) {
+                   void *v, const void *ahead, float factor, void *out, long h, long j, long e, int narrow) {
     const long g = h / j, columns = length + 1, room = padded(columns);
     float *x = scratch(0, 3 * e), *sums = scratch(2, g * e), *scores = scratch(1, g * room);
     void *rounded_x = x + 2 * e;
@@ -257,6 +259,7 @@ INLINE void attend(const void *row, long head, const float *scale, float eps, co
     turn_head(x, scale ? scale + (h + head) * e : NULL, eps, cos, sin, e, narrow);
     narrow_down(at_mutable(k, length * e, narrow), x, e, narrow);
     memcpy(at_mutable(v, length * e, narrow), at(row, (h + j + head) * e, narrow), (size_t)(e * (narrow ? 2 : 4)));
+    fetch(v, columns * e, narrow);
     for (long q = 0; q < g; q++) {
         float *own = scores + q * room;
         widen(x, at(row, (head * g + q) * e, narrow), e, narrow);
@@ -283,6 +286,7 @@ INLINE void attend(const void *row, long head, const float *scale, float eps, co
         float share = 1 / sum_of(sum);
         for (long c = 0; c < room; c += VEC) store(own + c, load(own + c) * share);
     }
+    fetch(ahead, columns * e, narrow);
     if (narrow)
         multiply_narrow(g, e / VEC, columns, scores, room, 1, v, VEC, e, sums, e, 0);
     else
@@ -302,10 +306,11 @@ void trimtab_attend(const void *qkv, const float *scale, float eps, const float 
             long i = task / j, head = task % j, place = i * slot + head * between;
             const void *row = at(qkv, i * (h + 2 * j) * e, narrow);
             void *own_k = at_mutable(k, place, narrow), *own_v = at_mutable(v, place, narrow), *to = at_mutable(out, i * ldo, narrow);
+            const void *ahead = at(k, (task + 1) / j * slot + (task + 1) % j * between, narrow);
             if (narrow)
-                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, factor, to, h, j, e, 1);
+                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, ahead, factor, to, h, j, e, 1);
             else
-                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, factor, to, h, j, e, 0);
+                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, ahead, factor, to, h, j, e, 0);
         }
         if (low) {
 #pragma omp for schedule(static)

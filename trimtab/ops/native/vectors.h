@@ -159,6 +159,8 @@ INLINE vec exp_of(vec x) {
     return p * (vec)(((vec_u32)t - 0x4b400000u + 127u) << 23);
 }
 
+INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp_of(-x)); }
+
 #if VEC == 16
 #define LOW {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}
 #elif VEC == 8
