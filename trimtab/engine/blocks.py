@@ -44,7 +44,7 @@ from trimtab.engine.between import (
     turn_in_place,
     with_low,
 )
-from trimtab.engine.decoders import passes
+from trimtab.engine.decoders import TOKENS, passes
 from trimtab.engine.graphs import Record, Replays
 from trimtab.engine.products import Joined, Product, can_pack
 from trimtab.models import lora
@@ -61,6 +61,10 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding that do not depend on the length of a sequence."""
+
+
+CACHED = 2048
+"""Prompt tokens of a pass on a CPU: what lies between two products then stays in its caches."""
 
 
 class Linear:
@@ -261,7 +265,10 @@ class BlockDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
         """Prompts without padding, each blind to the others; on a CPU what they begin with in common is read once."""
         self.weights.take()
-        return torch.cat([self._prefill(prompts[part], slots[part]) for part in passes(prompts, padded=False)])
+        most = TOKENS if self.weights.device.type != "cpu" else CACHED
+        return torch.cat(
+            [self._prefill(prompts[part], slots[part]) for part in passes(prompts, padded=False, most=most)]
+        )
 
     def _prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
         w, k = self.weights, len(slots[0])

@@ -44,13 +44,13 @@ class Decoder(Protocol):
         ...
 
 
-def passes(prompts: Sequence[Sequence[int]], padded: bool) -> Iterator[slice]:
-    """Prompts in passes of at most `TOKENS` tokens, padding to the longest of a pass counted where rows are `padded`."""
+def passes(prompts: Sequence[Sequence[int]], padded: bool, most: int = TOKENS) -> Iterator[slice]:
+    """Prompts in passes of at most `most` tokens, padding to the longest of a pass counted where rows are `padded`."""
     start = total = widest = 0
     for i, ids in enumerate(prompts):
         widest, own = max(widest, len(ids)), len(ids)
         size = widest * (i - start + 1) if padded else total + own
-        if i > start and size > TOKENS:
+        if i > start and size > most:
             yield slice(start, i)
             start, total, widest = i, 0, own
         total += own

@@ -31,6 +31,7 @@ from trimtab.models.roles import POLICY as POLICY
 from trimtab.models.roles import REFERENCE as REFERENCE
 from trimtab.models.roles import REWARD as REWARD
 from trimtab.models.roles import Roles
+from trimtab.ops import native
 from trimtab.plan import Estimate, Lengths, job_of, settle, shape_of
 from trimtab.plan.estimate import FEWEST
 from trimtab.plan.job import alike, worst_case
@@ -176,6 +177,8 @@ def load_parts(
     dtype, line = pick_dtype(wanted, device)
     if line:
         say(line)
+    if device.type == "cpu" and native.why_not():
+        say(f"the kernels in C are not used ({native.why_not()}): torch computes the same, more slowly")
     # weights that are trained start from all the digits of their files
     exact = config.do_train and config.finetuning_type != "lora"
     model = load_base(

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from trimtab.errors import ConfigError
+from trimtab.ops import native
 from trimtab.plan.estimate import MOST
 from trimtab.plan.machine import Machine, available_memory, cards, machine
 
@@ -98,6 +99,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "memory_bytes": psutil.virtual_memory().total,
+        "kernels_in_c": native.why_not() or "yes",
     }
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)

@@ -54,14 +54,17 @@ SIGNATURES: dict[str, list[type]] = {
     "trimtab_draw": [_P, _F, _P, _P, _P, _L, _L, _I, _I],
     "trimtab_vector": [],
     "trimtab_has_products": [],
+}
+"""The arguments of each function, as the C files name them."""
+
+PRODUCTS: dict[str, list[type]] = {
     "trimtab_laid_out": [_L, _L],
     "trimtab_lay_out": [_P, _L, _L, _P, _I],
     "trimtab_products": [_P, _L, _P, _I, _I, _P, _L, _L, _L, _I],
 }
-"""The arguments of each function, as the C files name them."""
+"""The same of those that not every CPU has."""
 
 
-@cache
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None where they are not to be had (`why_not` says it)."""
     return _found()[0]
@@ -103,9 +106,10 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
     try:
         file = _compiled(compiler, threads)
         functions = ctypes.CDLL(str(file))
-        for name, arguments in SIGNATURES.items():
+        names = {**SIGNATURES, **(PRODUCTS if functions.trimtab_has_products() else {})}
+        for name, arguments in names.items():
             getattr(functions, name).argtypes = arguments
-        functions.trimtab_laid_out.restype = _L
+            getattr(functions, name).restype = _L if name == "trimtab_laid_out" else _I
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or ["?"]
         return None, f"{compiler} does not compile them ({lines[0].strip()})"

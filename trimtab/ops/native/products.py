@@ -76,12 +76,16 @@ class Gated:
         return y
 
 
+def are_there() -> bool:
+    """Has this CPU the instructions, and do the products come out right?"""
+    return native.library() is not None and _are_right()
+
+
 @cache
 @torch.no_grad()
-def are_there() -> bool:
-    """Has this CPU the instructions, and do the products come out right? Tried once, with remainders in every direction."""
-    functions = native.library()
-    if functions is None or not functions.trimtab_has_products():
+def _are_right() -> bool:
+    """Tried once, with remainders in every direction."""
+    if not native.kernels().trimtab_has_products():
         return False
     generator = torch.Generator().manual_seed(0)
     for m, n, k in ((1, 40, 7), (17, 33, 64), (30, 96, 72)):

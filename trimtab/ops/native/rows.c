@@ -5,6 +5,10 @@
  */
 #include "vectors.h"
 
+INLINE void fetch(const void *from, long n, int narrow) {
+    for (long i = 0; i < n; i += narrow ? 32 : 16) __builtin_prefetch(at(from, i, narrow), 0, 2);
+}
+
 /* out[:, d : d + rank] = x low, of `rows` rows (TALL at most) of x in float32 */
 static void side(const float *x, long rows, long d, const float *low, long rank, void *out, long ldo, int narrow) {
     long width = padded(rank);
@@ -41,6 +45,7 @@ INLINE float inverse_rms(const float *x, long d, float eps) {
 INLINE void norm_rows(void *x, const void *y, const void *weight, float eps, void *out, long ldo, const float *low, long rank, long first,
                       long last, long d, int narrow) {
     float *wide = scratch(0, TALL * d);
+    fetch(at(x, last * d, narrow), TALL * d, narrow); /* another core may have written it */
     for (long i = first; i < last; i++) {
         float *own = wide + (i - first) * d;
         void *from = at_mutable(x, i * d, narrow);
@@ -243,10 +248,6 @@ INLINE void score_narrow(const uint16_t *x, const uint16_t *keys, long columns, 
 }
 #endif
 
-INLINE void fetch(const void *from, long n, int narrow) {
-    for (long i = 0; i < n; i += narrow ? 32 : 16) __builtin_prefetch(at(from, i, narrow), 0, 2);
-}
-
 /* Key head `head` of one row: its key and value go to column `length` of the cache, its g query heads look at all columns up to that.
  * Queries are rounded as keys are, as those of the scorer's forward pass. What lies at `ahead` is read next. */
 INLINE void attend(const void *row, long head, const float *scale, float eps, const float *cos, const float *sin, long length, void *k,
@@ -279,7 +280,7 @@ INLINE void attend(const void *row, long head, const float *scale, float eps, co
         for (long c = 0; c < room; c += VEC) tops = greater(load(own + c), tops);
         float top = greatest(tops);
         for (long c = 0; c < room; c += VEC) {
-            vec p = exp_of((load(own + c) - top) * factor); /* of -inf: 1e-38 */
+            vec p = exp_of((load(own + c) - top) * factor);
             store(own + c, p);
             sum += p;
         }
