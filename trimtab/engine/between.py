@@ -34,17 +34,17 @@ class Low:
 
 def rms_with_low(x: Tensor, weight: Tensor, eps: float, low: Low | None) -> Tensor:
     """`rms` `[n d]`, or `[n d + R]` with what the adapters make of it."""
-    return _norm(x, None, weight, eps, low) if native.takes(x) else rms(x, weight, eps)
+    return _norm(x, None, weight, eps, low) if _fit(x, weight) else rms(x, weight, eps)
 
 
 def add_rms(x: Tensor, y: Tensor, weight: Tensor, eps: float, low: Low | None = None) -> tuple[Tensor, Tensor]:
     """x + y `[n d]` (in C written into x), and its norm, with `low` in C `[n d + R]`."""
-    return (x, _norm(x, y, weight, eps, low)) if native.takes(x) else add_rms_plain(x, y, weight, eps)
+    return (x, _norm(x, y, weight, eps, low)) if _fit(x, y, weight) else add_rms_plain(x, y, weight, eps)
 
 
 def silu_mul(gate_up: Tensor, low: Low | None = None) -> Tensor:
     """silu(gate) * up of `[n 2f]`, with `low` in C `[n f + R]`."""
-    if not native.takes(gate_up):
+    if not _fit(gate_up):
         return silu_mul_plain(gate_up)
     n, f = len(gate_up), gate_up.shape[1] // 2
     out = _room(gate_up, f, low)
@@ -132,6 +132,11 @@ def attend(
         native.is_narrow(qkv), torch.get_num_threads(),
     )  # fmt: skip
     return out
+
+
+def _fit(*arrays: Tensor) -> bool:
+    """Arrays as the C functions read them: of one number type, in one piece."""
+    return native.takes(arrays[0]) and all(x.dtype == arrays[0].dtype and x.is_contiguous() for x in arrays)
 
 
 def _norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float, low: Low | None) -> Tensor:

@@ -184,7 +184,11 @@ class Weights:
         self.heads, self.keys = config.num_attention_heads, config.num_key_value_heads
         self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.eps = config.rms_norm_eps
-        self.attends_in_c = native.takes(weight) and self.size % native.kernels().trimtab_vector() == 0
+        self.attends_in_c = (
+            native.takes(weight)
+            and self.size % native.kernels().trimtab_vector() == 0
+            and trunk.embed_tokens.weight.dtype == weight.dtype
+        )
         self.embedding = trunk.embed_tokens.weight.detach()
         self.rotary = trunk.rotary_emb
         norms = [layer.input_layernorm.weight for layer in trunk.layers[1:]] + [trunk.norm.weight]
@@ -259,7 +263,11 @@ class BlockDecoder:
         half = w.size // 2
         # rotate_half(x) sin = swap(x) (-sin1 | sin2): the two halves of a head swapped, with the sign in the table
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-        self.rotary = Rotary(*(x[0, :, :half].float().contiguous() for x in (cos, sin))) if w.attends_in_c else None
+        self.rotary = (
+            Rotary(*(x[0, :, :half].float().contiguous() for x in (cos, sin)))
+            if w.attends_in_c and cos.shape[-1] == w.size
+            else None
+        )
         self.replays = Replays(slots, capacity, w.device, record) if record else None
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
@@ -288,7 +296,6 @@ class BlockDecoder:
         ]
         x = F.embedding(packed.ids[0], w.embedding)
         normed = rms_with_low(x, w.blocks[0].norm, w.eps, w.blocks[0].qkv.low)
-        cos, sin = self.cos[columns][:, None], self.sin[columns][:, None]
         for number, block in enumerate(w.blocks):
             qkv = block.qkv(normed).view(len(x), -1, w.size)
             if self.rotary is not None:
@@ -297,6 +304,7 @@ class BlockDecoder:
                 for slot in places:
                     keep(qkv, read, slot, kept_at, self.k[number], self.v[number])
             else:
+                cos, sin = self.cos[columns][:, None], self.sin[columns][:, None]
                 q, key, value = turn(qkv, cos, sin, w.keys, block.qk_norm, w.eps)
                 for slot in places:
                     self.k[number, slot, :, kept_at] = key[read]

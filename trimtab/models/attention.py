@@ -53,6 +53,10 @@ SQUARE = 128
 """Tokens of a block of flex_attention's mask, either way."""
 
 
+PARTS = 16
+"""Threads of the backward pass in C at most: each has the gradients of a head's keys and values to itself until they are added up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Columns of some tokens that go on from the last token of `parent`, by its number; -1: from nothing."""
@@ -90,7 +94,7 @@ class Trees:
     _mask: Any = None
     _block_mask: Any = None
     _rows: tuple[Tensor, int] | None = None
-    _laid: tuple[Tensor, int] | None = None
+    _laid: tuple[Tensor, int, int] | None = None
 
     def blocks(self) -> list[Block]:
         """The sequence in blocks, like sizes together."""
@@ -100,14 +104,14 @@ class Trees:
 
     def laid(self, vector: int) -> tuple[Int[Tensor, "4 r"], int]:
         """Start, end and parent of each segment, and its place where each begins at a multiple of `vector`; and the columns of that."""
-        if self._laid is None:
+        if self._laid is None or self._laid[2] != vector:
             places, column = [], 0
             for segment in self.segments:
                 places.append(column)
                 column += -(-(segment.end - segment.start) // vector) * vector
             columns = zip(*((s.start, s.end, s.parent) for s in self.segments), strict=True)
-            self._laid = torch.tensor([*columns, places]), column
-        return self._laid
+            self._laid = torch.tensor([*columns, places]), column, vector
+        return self._laid[:2]
 
     def ends(self) -> Int[Tensor, " n"]:
         """For each token the column where the segments that go on from its own end: nothing from there on sees it."""
@@ -255,9 +259,11 @@ class _Native(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         (_, h, e), j, threads = q.shape, k.shape[1], torch.get_num_threads()
-        own, tree, columns = _arguments(ctx.trees, q, k, v, grad.contiguous())
+        grad = grad.contiguous()  # held until the kernel has read it
+        own, tree, columns = _arguments(ctx.trees, q, k, v, grad)
         grads = [x.new_empty(x.shape) for x in (q, k, v)]
-        room = torch.empty((3 + 2 * threads) * columns * e, dtype=torch.float32)
+        parts = min(threads, PARTS)
+        room = torch.empty((3 + 2 * parts) * columns * e, dtype=torch.float32)
         native.kernels().trimtab_tree_back(
             *own,
             *(x.data_ptr() for x in grads),
@@ -268,7 +274,7 @@ class _Native(torch.autograd.Function):
             j,
             e,
             native.is_narrow(q),
-            threads,
+            parts,
         )
         return *grads, None, None
 
@@ -284,9 +290,16 @@ def _arguments(trees: Trees, *arrays: Tensor) -> tuple[list[int], list[int], int
     return own, [laid.shape[1], *(laid.data_ptr() + i * step for i in range(4)), columns], columns
 
 
-def _has_kernel(q: Tensor) -> bool:
-    """Numbers and a head that the kernels have, on a machine on which they give what a mask gives."""
-    return native.takes(q) and q.shape[-1] % native.kernels().trimtab_vector() == 0 and _kernel_is_right()
+def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Are these heads of one size and one number type that the kernels have, on a machine on which they give what a mask gives?"""
+    e = q.shape[-1]
+    alike = (
+        k.shape == v.shape
+        and k.shape[-1] == e
+        and q.dtype == k.dtype == v.dtype
+        and all(x.stride(-1) == 1 for x in (q, k, v))
+    )
+    return alike and native.takes(q) and e % native.kernels().trimtab_vector() == 0 and _kernel_is_right()
 
 
 @cache
@@ -380,7 +393,7 @@ def tree_attention(
 
 def _by_blocks(q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
     rows = [x[0].transpose(0, 1) for x in (q, k, v)]
-    function = _Native if _has_kernel(q) and all(x.stride(2) == 1 for x in rows) else _TreeAttention
+    function = _Native if _has_kernel(*rows) else _TreeAttention
     out: Tensor = function.apply(*rows, trees, scale)  # type: ignore[no-untyped-call]
     return out[None]
 

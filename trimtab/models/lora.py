@@ -151,13 +151,13 @@ def product(
 ) -> tuple[Tensor, Tensor | None]:
     """x W^T + bias + (x A^T) (s B)^T, and x A^T `[n R]`; without adapters the base's product alone."""
     flat = x.flatten(0, -2)
-    if products.takes(flat, weight) and (a is None or b is None or products.takes(a, b)):
+    if products.takes(*(one for one in (flat, weight, bias, a, b) if one is not None)):
         parts: list[products.Part] = [(flat, weight, False)]
         low = None
         if a is not None and b is not None:
             low = products.sums([(flat, a, False)], len(a))
             parts.append((low, b, False))
-        return products.sums(parts, len(weight), bias=bias).view(*x.shape[:-1], -1), low
+        return products.sums(parts, len(weight), bias=bias).view(*x.shape[:-1], len(weight)), low
     y = F.linear(x, weight, bias)
     if a is None or b is None:
         return y, None

@@ -99,8 +99,9 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "memory_bytes": psutil.virtual_memory().total,
-        "kernels_in_c": native.why_not() or "yes",
     }
+    if device.type == "cpu":
+        described["kernels_in_c"] = native.why_not() or "yes"
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
         described["gpu_memory_bytes"] = torch.cuda.get_device_properties(device).total_memory

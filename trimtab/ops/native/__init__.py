@@ -22,6 +22,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 SOURCES = ("rows.c", "attention.c", "products.c", "sampling.c")
 HEADERS = ("vectors.h",)
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11")
-"""No -ffast-math: what is not a number must stay so, and a run is stopped by it."""
+"""GCC's (9 or newer, for its vector types). No -ffast-math: what is not a number must stay so, and a run is stopped by it."""
 
 PATIENCE = 120
 """Seconds that a compiler may take."""
@@ -60,7 +61,7 @@ SIGNATURES: dict[str, list[type]] = {
 PRODUCTS: dict[str, list[type]] = {
     "trimtab_laid_out": [_L, _L],
     "trimtab_lay_out": [_P, _L, _L, _P, _I],
-    "trimtab_products": [_P, _L, _P, _I, _I, _P, _L, _L, _L, _I],
+    "trimtab_products": [_P, _L, _P, _I, _P, _L, _L, _L, _I],
 }
 """The same of those that not every CPU has."""
 
@@ -97,39 +98,59 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
         return None, "TRIMTAB_NATIVE=0"
     if sys.platform != "linux":
         return None, f"not offered on {sys.platform}"
-    compiler = shutil.which(os.environ.get("CC") or "gcc") or shutil.which("cc")
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "gcc", "gcc", "cc"))), None)
     if compiler is None:
         return None, "no C compiler (gcc)"
-    threads = _openmp()
-    if threads is None:
-        return None, "torch does not run on OpenMP here"
     try:
-        file = _compiled(compiler, threads)
-        functions = ctypes.CDLL(str(file))
-        names = {**SIGNATURES, **(PRODUCTS if functions.trimtab_has_products() else {})}
-        for name, arguments in names.items():
-            getattr(functions, name).argtypes = arguments
-            getattr(functions, name).restype = _L if name == "trimtab_laid_out" else _I
+        threads = _openmp()
+        if threads is None:
+            return None, "torch does not run on OpenMP here"
+        return _loaded(_compiled(compiler, threads)), ""
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines() or ["?"]
         return None, f"{compiler} does not compile them ({lines[0].strip()})"
-    except (OSError, subprocess.TimeoutExpired, AttributeError) as error:
-        return None, str(error)
-    return functions, ""
+    except (OSError, subprocess.TimeoutExpired, AttributeError, RuntimeError, ValueError) as error:
+        return None, str(error) or type(error).__name__
+
+
+def _loaded(file: Path) -> ctypes.CDLL:
+    """The functions of a compiled file; one that is torn is thrown away, and the next process makes it again."""
+    try:
+        functions = ctypes.CDLL(str(file))
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+    names = {**SIGNATURES, **(PRODUCTS if functions.trimtab_has_products() else {})}
+    for name, arguments in names.items():
+        getattr(functions, name).argtypes = arguments
+        getattr(functions, name).restype = {"trimtab_laid_out": _L, "trimtab_vector": _I}.get(name)
+    return functions
 
 
 def _openmp() -> str | None:
     """The OpenMP library that torch has loaded: with one of its own the kernels would run on a second set of threads."""
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if line.count("/")}
-    own = sorted(file for file in loaded if Path(file).name.startswith(("libgomp", "libiomp5", "libomp")))
-    # torch's own lies beside it
-    return next((file for file in own if "torch" in file), own[0] if own else None)
+    lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    loaded = {Path(parts[5]) for parts in (line.split(maxsplit=5) for line in lines) if len(parts) == 6}
+    own = sorted(file for file in loaded if file.name.startswith(("libgomp", "libiomp5", "libomp")))
+    # torch's own lies in its folder, or in torch.libs beside it; others may have brought one too
+    home = Path(torch.__file__).parent
+    beside = [file for file in own if home in file.parents or home.with_name("torch.libs") in file.parents]
+    return next((str(file) for file in (*beside, *own)), None)
 
 
 def _compiled(compiler: str, threads: str) -> Path:
     """The library in the cache, compiled unless it is there: named by all that it depends on."""
     here = Path(__file__).parent
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=PATIENCE)
+    plain = {**os.environ, "LC_ALL": "C"}  # messages that can be found among others
+    run: dict[str, Any] = {
+        "capture_output": True,
+        "text": True,
+        "errors": "replace",
+        "check": True,
+        "timeout": PATIENCE,
+        "env": plain,
+    }
+    version = subprocess.run([compiler, "--version"], **run)
     state = hashlib.sha256()
     for part in (*FLAGS, version.stdout, threads, platform.machine(), _instructions()):
         state.update(part.encode() + b"\0")
@@ -139,11 +160,11 @@ def _compiled(compiler: str, threads: str) -> Path:
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            run = {"capture_output": True, "text": True, "check": True, "timeout": PATIENCE, "cwd": folder}
-            subprocess.run([compiler, *FLAGS, "-c", *(str(here / name) for name in SOURCES)], **run)  # type: ignore[call-overload]
+            run["cwd"] = folder
+            subprocess.run([compiler, *FLAGS, "-c", *(str(here / name) for name in SOURCES)], **run)
             objects = [name.replace(".c", ".o") for name in SOURCES]
             # linked with the very file, without -fopenmp, which would add the compiler's own
-            subprocess.run([compiler, "-shared", "-o", "native.so", *objects, threads, "-lm"], **run)  # type: ignore[call-overload]
+            subprocess.run([compiler, "-shared", "-o", "native.so", *objects, threads, "-lm"], **run)
             (Path(folder) / "native.so").replace(file)  # at once: another process may do the same
         log.info("compiled %s", file)
     return file

@@ -1,4 +1,4 @@
-/* Products in bfloat16 for CPUs with AVX512-BF16 and without matrix units (AMX): y = x_1 W_1 + x_2 W_2 + ... + bias, or added to y.
+/* Products in bfloat16 for CPUs with AVX512-BF16 and without matrix units (AMX): y = x_1 W_1 + x_2 W_2 + ... + bias.
  *
  * A layer and its adapters are one such sum, and so is the gradient of what several layers read: one pass over y, all sums in float32.
  *
@@ -110,16 +110,15 @@ INLINE void panel_tile(const int rows, const int vectors, const Part *parts, lon
 }
 
 /* sums of a tile to y */
-static void finish(long rows, long columns, const float *found, const uint16_t *bias, int add, uint16_t *y, long ldy) {
+static void finish(long rows, long columns, const float *found, const uint16_t *bias, uint16_t *y, long ldy) {
     for (long i = 0; i < rows; i++, found += PANEL, y += ldy) {
         long c = 0;
         for (; c + VEC <= columns; c += VEC) {
             vec sum = load(found + c);
             if (bias) sum += load_any(bias, c, 1);
-            if (add) sum += load_any(y, c, 1);
             store_any(y, c, sum, 1);
         }
-        for (; c < columns; c++) y[c] = rounded(found[c] + (bias ? widened(bias[c]) : 0) + (add ? widened(y[c]) : 0));
+        for (; c < columns; c++) y[c] = rounded(found[c] + (bias ? widened(bias[c]) : 0));
     }
 }
 
@@ -137,7 +136,7 @@ typedef struct {
     const Part *parts;
     long count;
     const uint16_t *bias;
-    int add, gated;
+    int gated;
     uint16_t *y;
     long ldy, m, n;
 } Sum;
@@ -161,7 +160,7 @@ static void one_tile(const Sum *sum, const uint16_t *const *panels, long panel, 
         finish_gated(tall, found, sum->y + i * sum->ldy + panel * VEC, sum->ldy);
         return;
     }
-    finish(tall, columns, found, sum->bias ? sum->bias + panel * PANEL : NULL, sum->add, sum->y + i * sum->ldy + panel * PANEL, sum->ldy);
+    finish(tall, columns, found, sum->bias ? sum->bias + panel * PANEL : NULL, sum->y + i * sum->ldy + panel * PANEL, sum->ldy);
 }
 
 /* Rows [from, to) of y at the panels [start, end). Where all parts are laid out, the panels pass by some rows that stay in a core's cache;
@@ -212,11 +211,11 @@ static void area(const Sum *sum, long from, long to, long start, long end) {
     }
 }
 
-/* y `[m, n]` with rows `ldy` apart = (y if `add`, +) the sum over `parts` (PARTS at most), + bias `[n]` unless null. Where it is `gated`,
+/* y `[m, n]` with rows `ldy` apart = the sum over `parts` (PARTS at most), + bias `[n]` unless null. Where it is `gated`,
  * VEC columns of gates and VEC of what passes them take turns, and y is `[m, n / 2]`. */
-void trimtab_products(const Part *parts, long count, const uint16_t *bias, int add, int gated, uint16_t *y, long ldy, long m, long n,
+void trimtab_products(const Part *parts, long count, const uint16_t *bias, int gated, uint16_t *y, long ldy, long m, long n,
                       int threads) {
-    const Sum sum = {parts, count, bias, add, gated, y, ldy, m, n};
+    const Sum sum = {parts, count, bias, gated, y, ldy, m, n};
     const long panels = panels_of(n), tiles = (m + ROWS - 1) / ROWS;
     const int by_rows = panels < 3 * threads && tiles > threads;
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trimtab.ops import native
 
-_LAID_OUT, _BY_COLUMN, _BY_ROW = 0, 1, 2
+_LAID_OUT, _BY_COLUMN, _BY_ROW = 0, 1, 2  # as products.c has them
 
 
 class LaidOut:
@@ -40,20 +40,40 @@ def takes(*arrays: Tensor) -> bool:
     )
 
 
-def sums(parts: Sequence[Part], n: int, *, bias: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
-    """The sum of up to eight products `[m n]`, each rounded into it only once; `onto` is added to, in place, and returned."""
+MOST = 8
+"""Parts of a sum, as products.c has it."""
+
+
+def sums(parts: Sequence[Part], n: int, *, bias: Tensor | None = None) -> Tensor:
+    """The sum of up to eight products `[m n]`, rounded once.
+
+    Raises:
+        ValueError: sizes or types that do not belong together: the C functions would read past the end.
+    """
     words: list[int] = []
-    for x, weight, sideways in parts:
-        if isinstance(weight, LaidOut):
-            words += [x.data_ptr(), x.stride(0), x.shape[1], weight.numbers.data_ptr(), 0, _LAID_OUT]
-        else:
-            how = _BY_ROW if sideways else _BY_COLUMN
-            words += [x.data_ptr(), x.stride(0), x.shape[1], weight.data_ptr(), weight.stride(0), how]
     x = parts[0][0]
-    y = x.new_empty(len(x), n) if onto is None else onto
+    fits = len(parts) <= MOST and (
+        bias is None or (bias.shape == (n,) and bias.dtype == x.dtype and bias.is_contiguous())
+    )
+    for own, weight, sideways in parts:
+        fits = fits and len(own) == len(x) and own.dtype == torch.bfloat16 and own.stride(1) == 1
+        if isinstance(weight, LaidOut):
+            fits = fits and (weight.n, weight.k) == (n, own.shape[1])
+            words += [own.data_ptr(), own.stride(0), own.shape[1], weight.numbers.data_ptr(), 0, _LAID_OUT]
+        else:
+            fits = (
+                fits
+                and weight.shape == ((own.shape[1], n) if sideways else (n, own.shape[1]))
+                and weight.dtype == own.dtype
+            )
+            how = _BY_ROW if sideways else _BY_COLUMN
+            words += [own.data_ptr(), own.stride(0), own.shape[1], weight.data_ptr(), weight.stride(0), how]
+    if not fits:
+        raise ValueError("products of sizes or types that do not belong together")
+    y = x.new_empty(len(x), n)
     native.kernels().trimtab_products(
-        (c_int64 * len(words))(*words), len(parts), None if bias is None else bias.data_ptr(), onto is not None, False,
-        y.data_ptr(), y.stride(0), len(x), n, torch.get_num_threads(),
+        (c_int64 * len(words))(*words), len(parts), None if bias is None else bias.data_ptr(), False,
+        y.data_ptr(), n, len(x), n, torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -68,10 +88,12 @@ class Gated:
 
     def __call__(self, x: Tensor, room: int = 0) -> Tensor:
         """x `[m k]` -> `[m f + room]`, of which the last columns are empty."""
+        if x.shape[1] != self.both.k or x.dtype != torch.bfloat16 or x.stride(1) != 1:
+            raise ValueError("products of sizes or types that do not belong together")
         y = x.new_empty(len(x), self.f + room)
         words = (c_int64 * 6)(x.data_ptr(), x.stride(0), x.shape[1], self.both.numbers.data_ptr(), 0, _LAID_OUT)
         native.kernels().trimtab_products(
-            words, 1, None, False, True, y.data_ptr(), y.stride(0), len(x), self.both.n, torch.get_num_threads()
+            words, 1, None, True, y.data_ptr(), y.stride(0), len(x), self.both.n, torch.get_num_threads()
         )
         return y
 

@@ -64,9 +64,7 @@ INLINE void norm_rows(void *x, const void *y, const void *weight, float eps, voi
             store_any(to, c, found, narrow);
         }
         for (; c < d; c++) {
-            float found = own[c] * r;
-            if (narrow) found = widened(rounded(found));
-            put(to, c, found * get(weight, c, narrow), narrow);
+            put(to, c, kept_one(own[c] * r, narrow) * get(weight, c, narrow), narrow);
             own[c] = get(to, c, narrow);
         }
     }
@@ -137,9 +135,8 @@ INLINE void gate_rows(const void *gate, const void *up, long ldi, void *out, lon
             store_any(to, c, found, narrow);
         }
         for (; c < d; c++) {
-            float x = get(g, c, narrow), act = x * sigmoid_one(x);
-            if (narrow) act = widened(rounded(act));
-            put(to, c, act * get(u, c, narrow), narrow);
+            float x = get(g, c, narrow);
+            put(to, c, kept_one(x * sigmoid_one(x), narrow) * get(u, c, narrow), narrow);
             own[c] = get(to, c, narrow);
         }
     }
@@ -171,10 +168,11 @@ void trimtab_gate_back(const void *gate, const void *up, void *grad, void *up_gr
         store_any(grad, c, kept(pull * u, narrow) * s * (1.0f + x * (1.0f - s)), narrow);
     }
     for (long c = count / VEC * VEC; c < count; c++) {
-        float x = get(gate, c, narrow), s = sigmoid_one(x), u = get(up, c, narrow), pull = get(grad, c, narrow), silu = x * s;
+        float x = get(gate, c, narrow), s = sigmoid_one(x), u = get(up, c, narrow), pull = get(grad, c, narrow);
+        float silu = kept_one(x * s, narrow);
         put(act, c, silu * u, narrow);
         put(up_grad, c, silu * pull, narrow);
-        put(grad, c, pull * u * s * (1.0f + x * (1.0f - s)), narrow);
+        put(grad, c, kept_one(pull * u, narrow) * s * (1.0f + x * (1.0f - s)), narrow);
     }
 }
 
@@ -184,11 +182,7 @@ INLINE void turn_head(float *x, const float *scale, float eps, const float *cos,
     if (scale) {
         float r = inverse_rms(x, e, eps);
 #pragma omp simd
-        for (long i = 0; i < e; i++) {
-            float own = x[i] * r;
-            if (narrow) own = widened(rounded(own));
-            x[i] = own * scale[i];
-        }
+        for (long i = 0; i < e; i++) x[i] = kept_one(x[i] * r, narrow) * scale[i];
     }
 #pragma omp simd
     for (long i = 0; i < e / 2; i++) {
@@ -253,8 +247,8 @@ INLINE void score_narrow(const uint16_t *x, const uint16_t *keys, long columns, 
 INLINE void attend(const void *row, long head, const float *scale, float eps, const float *cos, const float *sin, long length, void *k,
                    void *v, const void *ahead, float factor, void *out, long h, long j, long e, int narrow) {
     const long g = h / j, columns = length + 1, room = padded(columns);
-    float *x = scratch(0, 3 * e), *sums = scratch(2, g * e), *scores = scratch(1, g * room);
-    void *rounded_x = x + 2 * e;
+    float *x = scratch(0, 2 * e), *sums = scratch(2, g * e), *scores = scratch(1, g * room);
+    void *rounded_x = x + e;
     cos += length * (e / 2), sin += length * (e / 2);
     widen(x, at(row, (h + head) * e, narrow), e, narrow);
     turn_head(x, scale ? scale + (h + head) * e : NULL, eps, cos, sin, e, narrow);

@@ -103,6 +103,8 @@ INLINE vec kept(vec x, int narrow) {
     return narrow ? (vec)(__builtin_convertvector(rounded_vec(x), vec_u32) << 16) : x;
 }
 
+INLINE float kept_one(float x, int narrow) { return narrow ? widened(rounded(x)) : x; }
+
 INLINE float get(const void *from, long i, int narrow) {
     return narrow ? widened(((const uint16_t *)from)[i]) : ((const float *)from)[i];
 }
@@ -141,10 +143,9 @@ INLINE float greatest(vec x) {
     return top;
 }
 
-/* e^x to 2 in 10^7: 2^n e^r with r in [-ln 2 / 2, ln 2 / 2], a polynomial of degree 7 (Cephes' coefficients); 0 below e^-87 */
+/* e^x to 2 in 10^7: 2^n e^r with r in [-ln 2 / 2, ln 2 / 2], a polynomial of degree 7 (Cephes' coefficients); 0 below e^-87, infinity above e^88 */
 INLINE vec exp_of(vec x) {
-    const vec_i32 nothing = x < -87.0f;
-    x = either(x > 88.0f, splat(88.0f), x); /* nan compares false and stays */
+    const vec_i32 nothing = x < -87.0f, too_much = x > 88.0f; /* nan is neither, and stays */
     const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
     vec t = x * 1.44269504088896341f + magic;
     vec n = t - magic;
@@ -156,7 +157,8 @@ INLINE vec exp_of(vec x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    return either(nothing, splat(0), p * (vec)(((vec_u32)t - 0x4b400000u + 127u) << 23));
+    p = either(too_much, splat(INFINITY), p * (vec)(((vec_u32)t - 0x4b400000u + 127u) << 23));
+    return either(nothing, splat(0), p);
 }
 
 INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exp_of(-x)); }
