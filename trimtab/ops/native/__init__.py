@@ -65,6 +65,9 @@ PRODUCTS: dict[str, list[type]] = {
 }
 """The same of those that not every CPU has."""
 
+RESULTS = {"trimtab_vector": _I, "trimtab_has_products": _I, "trimtab_laid_out": _L}
+"""What functions return that return something."""
+
 
 def library() -> ctypes.CDLL | None:
     """The compiled functions; None where they are not to be had (`why_not` says it)."""
@@ -123,7 +126,7 @@ def _loaded(file: Path) -> ctypes.CDLL:
     names = {**SIGNATURES, **(PRODUCTS if functions.trimtab_has_products() else {})}
     for name, arguments in names.items():
         getattr(functions, name).argtypes = arguments
-        getattr(functions, name).restype = {"trimtab_laid_out": _L, "trimtab_vector": _I}.get(name)
+        getattr(functions, name).restype = RESULTS.get(name)
     return functions
 
 
