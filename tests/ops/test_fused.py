@@ -101,9 +101,10 @@ def test_torch_may_compile_a_function_for_many_shapes(monkeypatch: pytest.Monkey
     import torch._dynamo.config as settings
 
     monkeypatch.setattr(torch, "compile", lambda function, **keys: (function, keys))
-    monkeypatch.setattr(settings, "recompile_limit", 8)
-    assert module.compile_often(len, dynamic=True) == (len, {"dynamic": True})
-    assert settings.recompile_limit == 64
-    monkeypatch.setattr(settings, "recompile_limit", 100)
-    module.compile_often(len)
-    assert settings.recompile_limit == 100
+    patch: Any = settings.patch  # monkeypatch would hide the setting afterwards
+    with patch(recompile_limit=8):
+        assert module.compile_often(len, dynamic=True) == (len, {"dynamic": True})
+        assert settings.recompile_limit == 64
+    with patch(recompile_limit=100):
+        module.compile_often(len)
+        assert settings.recompile_limit == 100
