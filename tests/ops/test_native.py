@@ -379,7 +379,6 @@ def test_what_has_been_compiled_is_found_again(anew: None, monkeypatch: pytest.M
     assert native.library() is not None and len(list((tmp_path / "native").iterdir())) == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="maps of the process")
 def test_the_kernels_run_on_the_threads_of_torch() -> None:
     """One OpenMP library in the process, and it is torch's."""
     maps = Path(f"/proc/{os.getpid()}/maps").read_text().splitlines()

@@ -117,12 +117,7 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _loaded(file: Path) -> ctypes.CDLL:
-    """The functions of a compiled file; one that is torn is thrown away, and the next process makes it again."""
-    try:
-        functions = ctypes.CDLL(str(file))
-    except OSError:
-        file.unlink(missing_ok=True)
-        raise
+    functions = ctypes.CDLL(str(file))
     names = {**SIGNATURES, **(PRODUCTS if functions.trimtab_has_products() else {})}
     for name, arguments in names.items():
         getattr(functions, name).argtypes = arguments

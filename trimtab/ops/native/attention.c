@@ -170,7 +170,8 @@ void trimtab_tree(const void *q, long q_token, long q_head, const void *k, long 
             products(block, ranges, rows, e, x, turned, scores);
             for (long r = 0; r < rows; r++) shares[r] = soften(block, ranges, r / g, scores + r * c);
             for (long i = 0; i < block->depth; i++)
-                multiply(rows, e / VEC, ranges[i].real, scores + ranges[i].offset, c, 1, plain + ranges[i].place * e, VEC, e, sums, e, i > 0);
+                multiply(rows, e / VEC, ranges[i].real, scores + ranges[i].offset, c, 1, plain + ranges[i].place * e, VEC, e, sums, e,
+                         i > 0);
             give(&tree, block, out, head, g, j, e, sums, shares, 0, narrow);
         }
     }

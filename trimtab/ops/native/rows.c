@@ -289,8 +289,8 @@ INLINE void attend(const void *row, long head, const float *scale, float eps, co
     narrow_down(at_mutable(out, head * g * e, narrow), sums, g * e, narrow);
 }
 
-/* A step's attention, e a multiple of VEC: row i of qkv `[n, (h + 2 j) e]` goes on from `lengths[i]` tokens in slot i of the caches, whose slots are `slot`
- * numbers apart and whose key heads are `between`. */
+/* A step's attention, e a multiple of VEC: row i of qkv `[n, (h + 2 j) e]` goes on from `lengths[i]` tokens in slot i of the caches,
+ * whose slots are `slot` numbers apart and whose key heads are `between`. */
 void trimtab_attend(const void *qkv, const float *scale, float eps, const float *cos, const float *sin, const int64_t *lengths, void *k,
                     void *v, long slot, long between, float factor, void *out, long ldo, const float *low, long rank, long n, long h,
                     long j, long e, int narrow, int threads) {

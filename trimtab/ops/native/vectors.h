@@ -143,7 +143,8 @@ INLINE float greatest(vec x) {
     return top;
 }
 
-/* e^x to 2 in 10^7: 2^n e^r with r in [-ln 2 / 2, ln 2 / 2], a polynomial of degree 7 (Cephes' coefficients); 0 below e^-87, infinity above e^88 */
+/* e^x to 2 in 10^7: 2^n e^r with r in [-ln 2 / 2, ln 2 / 2], a polynomial of degree 7 (Cephes' coefficients); 0 below e^-87, infinity
+ * above e^88 */
 INLINE vec exp_of(vec x) {
     const vec_i32 nothing = x < -87.0f, too_much = x > 88.0f; /* nan is neither, and stays */
     const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
@@ -238,8 +239,8 @@ INLINE void tile(const int m, const int v, long k, const float *a, long row, lon
         for (int j = 0; j < v; j++) store(c + i * ldc + j * VEC, sums[i][j]);
 }
 
-/* C (+)= A B in float32 (B may be narrow): C `[m, v vectors]` with rows `ldc` apart, A `[m, k]` with the steps `row` and `column`, and of B the vector j of
- * row s at `b + j apart + s next`. */
+/* C (+)= A B in float32 (B may be narrow): C `[m, v vectors]` with rows `ldc` apart, A `[m, k]` with the steps `row` and `column`, and of B
+ * the vector j of row s at `b + j apart + s next`. */
 INLINE void multiply_any(long m, long v, long k, const float *a, long row, long column, const void *b, long apart, long next, float *c,
                          long ldc, int add, const int narrow) {
 #define TILE(M, V)                                                                                                                     \
@@ -261,13 +262,16 @@ INLINE void multiply_any(long m, long v, long k, const float *a, long row, long 
 #undef TILE
 }
 
-__attribute__((unused)) static void multiply(long m, long v, long k, const float *a, long row, long column, const float *b, long apart, long next, float *c,
-                     long ldc, int add) {
+/* not every file needs both */
+#define UNUSED __attribute__((unused))
+
+UNUSED static void multiply(long m, long v, long k, const float *a, long row, long column, const float *b, long apart, long next, float *c,
+                            long ldc, int add) {
     multiply_any(m, v, k, a, row, column, b, apart, next, c, ldc, add, 0);
 }
 
-__attribute__((unused)) static void multiply_narrow(long m, long v, long k, const float *a, long row, long column, const void *b, long apart, long next, float *c,
-                            long ldc, int add) {
+UNUSED static void multiply_narrow(long m, long v, long k, const float *a, long row, long column, const void *b, long apart, long next,
+                                   float *c, long ldc, int add) {
     multiply_any(m, v, k, a, row, column, b, apart, next, c, ldc, add, 1);
 }
 
