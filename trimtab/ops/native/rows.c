@@ -75,13 +75,14 @@ INLINE void norm_rows(void *x, const void *y, const void *weight, float eps, voi
 void trimtab_norm(void *x, const void *y, const void *weight, float eps, void *out, long ldo, const float *low, long rank, long n, long d,
                   int narrow, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (n > TALL)
-    for (long first = 0; first < n; first += TALL) {
-        long last = first + TALL < n ? first + TALL : n;
-        if (narrow)
-            norm_rows(x, y, weight, eps, out, ldo, low, rank, first, last, d, 1);
-        else
-            norm_rows(x, y, weight, eps, out, ldo, low, rank, first, last, d, 0);
-    }
+    for (long t = 0; t < threads; t++)
+        for (long first = n * t / threads, end = n * (t + 1) / threads; first < end; first += TALL) {
+            long last = first + TALL < end ? first + TALL : end;
+            if (narrow)
+                norm_rows(x, y, weight, eps, out, ldo, low, rank, first, last, d, 1);
+            else
+                norm_rows(x, y, weight, eps, out, ldo, low, rank, first, last, d, 0);
+        }
 }
 
 /* The gradient of x: with p = grad weight, r (p - x r^2 mean(p x)). */
@@ -147,13 +148,14 @@ INLINE void gate_rows(const void *gate, const void *up, long ldi, void *out, lon
 void trimtab_gate(const void *gate, const void *up, long ldi, void *out, long ldo, const float *low, long rank, long n, long d, int narrow,
                   int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (n > TALL)
-    for (long first = 0; first < n; first += TALL) {
-        long last = first + TALL < n ? first + TALL : n;
-        if (narrow)
-            gate_rows(gate, up, ldi, out, ldo, low, rank, first, last, d, 1);
-        else
-            gate_rows(gate, up, ldi, out, ldo, low, rank, first, last, d, 0);
-    }
+    for (long t = 0; t < threads; t++)
+        for (long first = n * t / threads, end = n * (t + 1) / threads; first < end; first += TALL) {
+            long last = first + TALL < end ? first + TALL : end;
+            if (narrow)
+                gate_rows(gate, up, ldi, out, ldo, low, rank, first, last, d, 1);
+            else
+                gate_rows(gate, up, ldi, out, ldo, low, rank, first, last, d, 0);
+        }
 }
 
 /* grad is that of act = silu(gate) up: it becomes that of gate, `up_grad` that of up, and act is there again in `act`. */
