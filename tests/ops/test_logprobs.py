@@ -125,8 +125,8 @@ def test_a_tile_holds_as_many_logits_as_it_may(tile: int, widths: list[int], mon
     """Three rows and eleven words; at least one word."""
     monkeypatch.setattr(logprobs, "TILE", {"cpu": tile})
     seen = []
-    real = logprobs._logits
-    monkeypatch.setattr(logprobs, "_logits", lambda *args: seen.append(len(args[1])) or real(*args))
+    real = logprobs._product
+    monkeypatch.setattr(logprobs, "_product", lambda *args: seen.append(len(args[1])) or real(*args))
     hidden, weight, bias, targets = made()
     logprobs_and_entropy(hidden[:3], weight, targets[:3], bias=bias)
     assert seen == widths
@@ -240,8 +240,8 @@ def test_logits_are_recomputed_only_for_the_entropy(
 ) -> None:
     """With a frozen head, the backward pass of the log-probabilities alone makes no logits; 7 rows are 3 chunks of 3."""
     made_logits = []
-    real = logprobs._logits
-    monkeypatch.setattr(logprobs, "_logits", lambda *args: made_logits.append(1) or real(*args))
+    real = logprobs._product
+    monkeypatch.setattr(logprobs, "_product", lambda *args: made_logits.append(1) or real(*args))
     hidden, weight, _, targets = made()
     logp, entropy = logprobs_and_entropy(hidden.requires_grad_(), weight, targets, chunk=3)
     (logp.sum() + (entropy.sum() if through_entropy else 0)).backward()
@@ -250,8 +250,8 @@ def test_logits_are_recomputed_only_for_the_entropy(
 
 def test_chunks_are_of_256_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    real = logprobs._logits
-    monkeypatch.setattr(logprobs, "_logits", lambda *args: sizes.append(len(args[0])) or real(*args))
+    real = logprobs._product
+    monkeypatch.setattr(logprobs, "_product", lambda *args: sizes.append(len(args[0])) or real(*args))
     logprobs_and_entropy(torch.ones(257, 2), torch.ones(3, 2), torch.zeros(257, dtype=torch.int64))
     assert sizes == [256, 1]
 

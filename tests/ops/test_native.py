@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.engine import between, sampling
-from trimtab.models import attention, block
+from trimtab.models import attention, block, lora
 from trimtab.models.attention import Segment, Trees
-from trimtab.ops import native
+from trimtab.ops import logprobs, native
 from trimtab.ops.native import products
 from trimtab.types import Sampling
 
@@ -305,6 +305,50 @@ def test_a_draw_at_the_ends_takes_what_can_be_drawn(build: str) -> None:
     assert logp[0] == pytest.approx(-0.04858735) and logp[2] == pytest.approx(-3.04858735)
 
 
+# ------------------------------------------------------------------------------------------------------- the output head
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("widths", "temperature"), [([1, 1, 40], 1.0), ([16, 16, 10], 0.3), ([42], 2.0), ([33, 9], 1.0)]
+)
+def test_tiles_of_a_vocabulary(build: str, dtype: torch.dtype, widths: list[int], temperature: float) -> None:
+    """Logits that grow from tile to tile, so that the sums shrink; a target in each tile, first and last words among them."""
+    z = draw(5, 42, dtype=dtype) + torch.linspace(0, 4, 42).to(dtype)
+    targets = torch.tensor([0, 1, 16, 40, 41])
+    sums, start, exponentials = torch.zeros(5, 5), 0, []
+    sums[0] = -torch.inf
+    for width in widths:
+        tile = z[:, start : start + width].clone()
+        e = logprobs._exponentials(tile, targets - start, temperature, sums)
+        assert e is tile
+        exponentials = [one * sums[4, :, None] for one in exponentials] + [e.double()]
+        start += width
+    wide = z.double() / temperature
+    top = wide.amax(-1)
+    near(sums[0], top, torch.float32)
+    near(sums[3], wide.gather(-1, targets[:, None]).squeeze(-1), torch.float32)
+    want = (wide - top[:, None]).exp().scatter(-1, targets[:, None], 0)
+    near(sums[1], want.sum(-1), torch.float32, 8)
+    near(sums[2], (want * (wide - top[:, None])).sum(-1), torch.float32, 8)
+    near(torch.cat(exponentials, dim=1), want, dtype)
+
+
+# ------------------------------------------------------------------------------------------------- gradients of adapters
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("n", "rank", "d"), [(1, 1, 1), (70, 8, 37), (130, 7, 64), (200, 20, 576)])
+def test_a_long_sum_of_few_rows(build: str, dtype: torch.dtype, n: int, rank: int, d: int) -> None:
+    """Of slices, as adapters side by side and rows with room behind them are."""
+    low, x = draw(n, rank + 3, dtype=dtype)[:, 2 : 2 + rank], draw(n, d + 5, dtype=dtype, seed=1)[:, :d]
+    want = low.double().T @ x.double()
+    got, turned = lora.thin(low, x), lora.thin(low, x, 0.5, turned=True)
+    assert got.dtype == turned.dtype == torch.float32 and turned.is_contiguous()
+    near(got, want, torch.float32, 32)
+    near(turned, 0.5 * want.T, torch.float32, 32)
+
+
 # ------------------------------------------------------------------------------------- what is not a number stays so
 
 
@@ -325,6 +369,14 @@ def test_nan_goes_through(build: str, dtype: torch.dtype) -> None:
     assert out[4:, 0].isnan().all(-1).all() and not out[:, 1].isnan().any()
     token, logp = sampling.next_tokens(x, torch.tensor([0.5, 0.5, 0.5]), Sampling(temperature=1.0, max_new_tokens=1))
     assert logp.isnan().tolist() == [False, True, False] and 0 <= int(token[1]) < 40
+    flawed = x.clone()
+    logp, entropy, unit = logprobs._by_tiles(
+        x, draw(20, 40, dtype=dtype), None, torch.zeros(3, dtype=torch.int64), 1.0, wants_unit=True
+    )
+    assert unit is not None
+    for one in (logp, entropy, unit.sum(-1)):
+        assert one.isnan().tolist() == [False, True, False]
+    assert lora.thin(flawed[:, :2], flawed[:, 2:]).isnan().sum() == 2
 
 
 # ------------------------------------------------------------------------------------------------ where there are none

@@ -25,7 +25,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trimtab.ops import native
 from trimtab.ops.fused import fused
+from trimtab.ops.native import products
 
 
 def logprobs_and_entropy(
@@ -97,7 +99,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
     """z `[c v]`, wide. A float32 product is divided in place, a half-precision one in its wide copy."""
-    return torch.nn.functional.linear(hidden, weight, bias).to(_wide(hidden)).div_(temperature)
+    return _product(hidden, weight, bias).to(_wide(hidden)).div_(temperature)
 
 
 class _LogprobsAndEntropy(torch.autograd.Function):
@@ -195,47 +197,76 @@ def _by_tiles(
     """
     if hidden.device.type in WHOLE:
         return _at_once(hidden, weight, bias, targets, temperature, wants_unit=wants_unit)
-    wide, c, v = _wide(hidden), len(hidden), len(weight)
+    c, v = len(hidden), len(weight)
     width = max(1, min(v, TILE["cpu"] // c))
-    top = hidden.new_full((c, 1), -torch.inf, dtype=wide)
-    others, sloped = torch.zeros_like(top), torch.zeros_like(top)
-    z_target = top  # until its tile is met
-    pull = hidden.new_zeros(c, hidden.shape[1], dtype=wide) if wants_unit else None
-    target = targets.unsqueeze(-1)
+    sums = hidden.new_zeros(5, c, dtype=_wide(hidden))
+    top, others, sloped, z_target, shrink = sums
+    top.fill_(-torch.inf)
+    pull = hidden.new_zeros(c, hidden.shape[1], dtype=sums.dtype) if wants_unit else None
     for start in range(0, v, width):
         part = weight[start : start + width]
-        z = _logits(hidden, part, None if bias is None else bias[start : start + width], temperature)
-        place = (target - start).clamp(0, len(part) - 1)
-        here = (target >= start) & (target < start + len(part))
-        z_target = torch.where(here, z.gather(-1, place), z_target)
-        higher = torch.maximum(top, z.amax(dim=-1, keepdim=True))
-        # the first tile finds -inf, and nothing to rescale
-        shift = torch.where(top.isinf(), torch.zeros_like(top), top - higher)
-        shrink = shift.exp()
-        e = z.sub_(higher).exp()
-        # everything but the target's own term is relative to the old maximum until here
-        sloped = shrink * (sloped + shift * others) + torch.linalg.vecdot(e, z).unsqueeze(-1)
-        own = e.gather(-1, place)
-        e.scatter_(-1, place, torch.where(here, torch.zeros_like(own), own))
-        sloped = sloped - torch.where(here, own * z.gather(-1, place), torch.zeros_like(own))
-        others = shrink * others + e.sum(dim=-1, keepdim=True)
+        z = _product(hidden, part, None if bias is None else bias[start : start + width])
+        e = _exponentials(z, targets - start, temperature, sums)
         if pull is not None:
-            pull.mul_(shrink)
+            pull.mul_(shrink.unsqueeze(-1))
             if pull.dtype == hidden.dtype:
                 pull.addmm_(e, part)
             else:
-                pull.add_(e.to(hidden.dtype) @ part)
-        top = higher
+                pull.add_(_product_sideways(e.to(hidden.dtype), part))
     relative = z_target - top
     own = relative.exp()
     total = others + own
-    log_norm = top + total.log()
     entropy = total.log() - (sloped + own * relative) / total
     unit = None
     if pull is not None:
-        share = (others / total) * weight[targets]
-        unit = share.sub_(pull.div_(total)).div_(temperature)
-    return (z_target - log_norm).squeeze(-1), entropy.squeeze(-1), unit
+        share = (others / total).unsqueeze(-1) * weight[targets]
+        unit = share.sub_(pull.div_(total.unsqueeze(-1))).div_(temperature)
+    return relative - total.log(), entropy, unit
+
+
+def _exponentials(z: Tensor, place: Tensor, temperature: float, sums: Tensor) -> Tensor:
+    """e^(z / T - m) of the logits of a tile `[c w]`, 0 at the target; z is overwritten.
+
+    Args:
+        place: columns of the targets; outside of the tile where it has them not.
+        sums: m, others, sloped, z of the target and what the sums so far have shrunk by `[5 c]`, which are brought up to this tile.
+    """
+    if native.takes(z) and z.is_contiguous():
+        n, v = z.shape
+        native.kernels().trimtab_tile(
+            z.data_ptr(), place.data_ptr(), temperature, sums.data_ptr(), n, v, native.is_narrow(z), torch.get_num_threads()
+        )  # fmt: skip
+        return z
+    top, others, sloped, z_target, shrink = sums.unsqueeze(-1)
+    z = z.to(sums.dtype).div_(temperature)
+    here = ((place >= 0) & (place < z.shape[1])).unsqueeze(-1)
+    column = place.clamp(0, z.shape[1] - 1).unsqueeze(-1)
+    z_target.copy_(torch.where(here, z.gather(-1, column), z_target))
+    higher = torch.maximum(top, z.amax(dim=-1, keepdim=True))
+    # the first tile finds -inf, and nothing to rescale
+    shift = torch.where(top.isinf(), torch.zeros_like(top), top - higher)
+    shrink.copy_(shift.exp())
+    e = z.sub_(higher).exp()
+    own = torch.where(here, e.gather(-1, column), 0)
+    # everything but the target's own term is relative to the old maximum until here
+    slope = torch.linalg.vecdot(e, z).unsqueeze(-1) - torch.where(here, own * z.gather(-1, column), 0)
+    e.scatter_(-1, column, torch.where(here, 0, e.gather(-1, column)))
+    sloped.copy_(shrink * (sloped + shift * others) + slope)
+    others.mul_(shrink).add_(e.sum(dim=-1, keepdim=True))
+    top.copy_(higher)
+    return e
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + bias of W `[n k]`"""
+    if products.takes(*(one for one in (x, weight, bias) if one is not None)):
+        return products.sums([(x, weight, False)], len(weight), bias=bias)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _product_sideways(x: Tensor, weight: Tensor) -> Tensor:
+    """x W of W `[k n]`"""
+    return products.sums([(x, weight, True)], weight.shape[1]) if products.takes(x, weight) else x @ weight
 
 
 def _at_once(

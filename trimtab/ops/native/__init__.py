@@ -31,7 +31,7 @@ from trimtab.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("rows.c", "attention.c", "products.c", "sampling.c")
+SOURCES = ("rows.c", "attention.c", "products.c", "sampling.c", "vocabulary.c")
 HEADERS = ("vectors.h",)
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11")
 """GCC's (9 or newer, for its vector types). No -ffast-math: what is not a number must stay so, and a run is stopped by it."""
@@ -47,12 +47,14 @@ SIGNATURES: dict[str, list[type]] = {
     "trimtab_gate": [_P, _P, _L, _P, _L, _P, _L, _L, _L, _I, _I],
     "trimtab_gate_back": [_P, _P, _P, _P, _P, _L, _I, _I],
     "trimtab_beside": [_P, _L, _P, _L, _L, _L, _I, _I],
+    "trimtab_thin": [_P, _L, _L, _P, _L, _L, _L, _F, _P, _P, _I, _I, _I],
     "trimtab_turn": [_P, _P, _F, _P, _P, _P, _L, _L, _L, _L, _I, _I],
     "trimtab_attend": [_P, _P, _F, _P, _P, _P, _P, _P, _L, _L, _F, _P, _L, _P, _L, _L, _L, _L, _L, _I, _I],
     "trimtab_keep": [_P, _P, _P, _P, _P, _P, _L, _L, _L, _L, _L, _L, _I, _I],
     "trimtab_tree": [*[_P, _L, _L] * 3, _P, *_TREE],
     "trimtab_tree_back": [*[_P, _L, _L] * 4, _P, _P, _P, *_TREE],
     "trimtab_draw": [_P, _F, _P, _P, _P, _L, _L, _I, _I],
+    "trimtab_tile": [_P, _P, _F, _P, _L, _L, _I, _I],
     "trimtab_vector": [],
     "trimtab_has_products": [],
 }

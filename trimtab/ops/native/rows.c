@@ -30,6 +30,42 @@ void trimtab_beside(void *x, long ldx, const float *low, long rank, long n, long
     for (long first = 0; first < n; first += TALL) beside_rows(x, ldx, low, rank, first, first + TALL < n ? first + TALL : n, d, narrow);
 }
 
+/* Columns [start, end) of low^T x, of `low` `[n, rank]` in float32 and x `[n, d]`, times `factor` to `[rank, d]` or, `turned`, `[d, rank]`. */
+static void thin_columns(const float *low, long rank, const void *x, long ldx, long n, long start, long end, float factor, float *out,
+                         long d, int turned, int narrow) {
+    enum { DEEP = 64 }; /* rows at a time, which a core's nearest cache holds; the next are fetched meanwhile */
+    const long columns = end - start, whole = columns / VEC * VEC, width = padded(columns);
+    float *found = scratch(1, rank * width);
+    memset(found, 0, (size_t)(rank * width) * 4);
+    for (long first = 0; first < n; first += DEEP) {
+        const long deep = n - first < DEEP ? n - first : DEEP;
+        const void *own = at(x, first * ldx + start, narrow);
+        for (long i = first + DEEP; i < first + 2 * DEEP && i < n; i++) fetch(at(x, i * ldx + start, narrow), columns, narrow);
+        if (narrow)
+            multiply_narrow(rank, whole / VEC, deep, low + first * rank, 1, rank, own, VEC, ldx, found, width, 1);
+        else
+            multiply(rank, whole / VEC, deep, low + first * rank, 1, rank, own, VEC, ldx, found, width, 1);
+        for (long i = 0; i < deep; i++)
+            for (long c = whole; c < columns; c++)
+                for (long r = 0; r < rank; r++) found[r * width + c] += low[(first + i) * rank + r] * get(own, i * ldx + c, narrow);
+    }
+    for (long c = 0; c < columns; c++)
+        for (long r = 0; r < rank; r++) out[turned ? (start + c) * rank + r : r * d + start + c] = found[r * width + c] * factor;
+}
+
+/* The gradient of an adapter's matrix: low^T x times `factor` in float32, of low `[n, rank]` with rows `ldl` apart and x `[n, d]` with rows
+ * `ldx` apart, to out `[rank, d]` or, `turned`, `[d, rank]`. `wide`: room for n rank numbers. */
+void trimtab_thin(const void *low, long ldl, long rank, const void *x, long ldx, long n, long d, float factor, float *wide, float *out,
+                  int turned, int narrow, int threads) {
+    const long vectors = (d + VEC - 1) / VEC;
+    for (long i = 0; i < n; i++) widen(wide + i * rank, at(low, i * ldl, narrow), rank, narrow);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long t = 0; t < threads; t++) {
+        const long start = vectors * t / threads * VEC, end = vectors * (t + 1) / threads * VEC;
+        thin_columns(wide, rank, x, ldx, n, start, end < d ? end : d, factor, out, d, turned, narrow);
+    }
+}
+
 INLINE float inverse_rms(const float *x, long d, float eps) {
     vec squares = splat(0);
     long i = 0;
