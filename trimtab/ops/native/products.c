@@ -69,12 +69,33 @@ void trimtab_lay_out(const uint16_t *w, long n, long k, uint16_t *to, int thread
     }
 }
 
-/* The sums of `rows` rows at one panel, to `found` `[rows, PANEL]`; meanwhile half a panel of the first part is fetched at `ahead`.
+/* what will be needed soon: lines of memory, `step` numbers apart, as many as a tile has steps */
+typedef struct {
+    const uint16_t *from;
+    long step;
+} Fetch;
+
+/* sums += two numbers (`bytes`: 4) or one (2) of each row with two of each column */
+INLINE void step(const int rows, const int vectors, vec (*sums)[2], const char *const *x, long apart, const uint16_t *w, const int bytes) {
+    __m512bh right[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; j++) right[j] = (__m512bh)_mm512_loadu_si512(w + j * VEC * 2);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+        int32_t pair = 0;
+        memcpy(&pair, x[i / 3] + i % 3 * apart, bytes);
+        __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+        for (int j = 0; j < vectors; j++) sums[i][j] = (vec)_mm512_dpbf16_ps((__m512)sums[i][j], right[j], left);
+    }
+}
+
+/* The sums of `rows` rows at one panel, to `found` `[rows, PANEL]`; meanwhile half a panel's worth of lines is fetched.
  *
  * The rows of x are reached from every third one. With a pointer for each, which is what the compiler makes of it when it sees through
  * this, they do not fit the registers, and the loop is a seventh slower. */
 INLINE void panel_tile(const int rows, const int vectors, const Part *parts, long count, const uint16_t *const *panels, long first,
-                       float *found, const uint16_t *ahead) {
+                       float *found, Fetch fetch) {
     enum { THIRDS = (ROWS + 2) / 3 };
     vec sums[ROWS][2];
 #pragma GCC unroll 16
@@ -86,16 +107,14 @@ INLINE void panel_tile(const int rows, const int vectors, const Part *parts, lon
         const uint16_t *w = panels[p];
         const char *x[THIRDS];
         for (int i = 0; i < THIRDS; i++) x[i] = (const char *)parts[p].x + (first + (3 * i < rows ? 3 * i : 0)) * apart;
-#define STEP(NUMBER)                                                                                                                       {                                                                                                                                          __m512bh right[2];                                                                                                                     for (int j = 0; j < vectors; j++) right[j] = (__m512bh)_mm512_loadu_si512(w + j * VEC * 2);                                            _Pragma("GCC unroll 16") for (int i = 0; i < rows; i++) {                                                                                  NUMBER pair;                                                                                                                           memcpy(&pair, x[i / 3] + i % 3 * apart, sizeof pair);                                                                                  __m512bh left = (__m512bh)_mm512_set1_epi32(pair);                                                                                     for (int j = 0; j < vectors; j++) sums[i][j] = (vec)_mm512_dpbf16_ps((__m512)sums[i][j], right[j], left);                          }                                                                                                                                  }
         for (long s = 0; s < k / 2; s++) {
-            asm("" : "+r"(x[0]), "+r"(x[1]), "+r"(x[2]), "+r"(x[3]), "+r"(w), "+r"(ahead));
-            if (!p) __builtin_prefetch(ahead, 0, 2);
-            STEP(int32_t)
+            asm("" : "+r"(x[0]), "+r"(x[1]), "+r"(x[2]), "+r"(x[3]), "+r"(w), "+r"(fetch.from));
+            if (!p) __builtin_prefetch(fetch.from, 0, 2);
+            step(rows, vectors, sums, x, apart, w, 4);
             for (int i = 0; i < THIRDS; i++) x[i] += 4;
-            w += 2 * PANEL, ahead += 2 * VEC;
+            w += 2 * PANEL, fetch.from += fetch.step;
         }
-        if (k % 2) STEP(uint16_t)
-#undef STEP
+        if (k % 2) step(rows, vectors, sums, x, apart, w, 2);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
@@ -136,7 +155,7 @@ typedef struct {
 } Sum;
 
 /* ROWS rows from row i on at one panel, of whose parts `panels` are the numbers. */
-static void one_tile(const Sum *sum, const uint16_t *const *panels, long panel, long i, long to, const uint16_t *ahead) {
+static void one_tile(const Sum *sum, const uint16_t *const *panels, long panel, long i, long to, Fetch fetch) {
     float found[ROWS * PANEL];
     const Part *parts = sum->parts;
     const long count = sum->count, columns = sum->n - panel * PANEL < PANEL ? sum->n - panel * PANEL : PANEL;
@@ -144,9 +163,9 @@ static void one_tile(const Sum *sum, const uint16_t *const *panels, long panel, 
 #define TILE(M)                                                                                                                        \
     case M:                                                                                                                            \
         if (columns <= VEC)                                                                                                            \
-            panel_tile(M, 1, parts, count, panels, i, found, ahead);                                                                   \
+            panel_tile(M, 1, parts, count, panels, i, found, fetch);                                                                   \
         else                                                                                                                           \
-            panel_tile(M, 2, parts, count, panels, i, found, ahead);                                                                   \
+            panel_tile(M, 2, parts, count, panels, i, found, fetch);                                                                   \
         break;
     switch (tall) { TILE(12) TILE(11) TILE(10) TILE(9) TILE(8) TILE(7) TILE(6) TILE(5) TILE(4) TILE(3) TILE(2) TILE(1) }
 #undef TILE
@@ -155,6 +174,13 @@ static void one_tile(const Sum *sum, const uint16_t *const *panels, long panel, 
         return;
     }
     finish(tall, columns, found, sum->bias ? sum->bias + panel * PANEL : NULL, sum->y + i * sum->ldy + panel * PANEL, sum->ldy);
+}
+
+/* One of two halves (`call` odd or even) of what panel `first + call / 2` is made from, a part that is not laid out. */
+INLINE Fetch half_of(const Part *part, long first, long call) {
+    const long half = part->k / 2 * (call % 2), panel = first + call / 2;
+    if (part->how == BY_ROW) return (Fetch){part->w + panel * PANEL + half * part->ldw, part->ldw};
+    return (Fetch){part->w + panel * PANEL * part->ldw + half * 2 * VEC, 2 * VEC};
 }
 
 /* Rows [from, to) of y at the panels [start, end). Where all parts are laid out, the panels pass by some rows that stay in a core's cache;
@@ -175,11 +201,12 @@ static void area(const Sum *sum, long from, long to, long start, long end) {
                 for (long p = 0; p < sum->count; p++) panels[p] = parts[p].w + panel * size_of(parts[p].k);
                 const long whole = size_of(parts[0].k);
                 for (long i = first; i < first + rows && i < to; i += ROWS)
-                    one_tile(sum, panels, panel, i, to < first + rows ? to : first + rows, panels[0] + whole + (i > first ? whole / 2 : 0));
+                    one_tile(sum, panels, panel, i, to < first + rows ? to : first + rows,
+                             (Fetch){panels[0] + whole + (i > first ? whole / 2 : 0), 2 * VEC});
             }
         return;
     }
-    const long group = 2 * CACHED / (2 * size) > 1 ? 2 * CACHED / (2 * size) : 1;
+    const long group = CACHED / size > 1 ? CACHED / size : 1;
     uint16_t *made = (uint16_t *)scratch(3, (group * size + 1) / 2);
     for (long head = start; head < end; head += group) {
         const long last = head + group < end ? head + group : end;
@@ -193,14 +220,17 @@ static void area(const Sum *sum, long from, long to, long start, long end) {
                 if (own->how != LAID_OUT) room += size_of(own->k);
             }
         }
+        const long coming = last + group < end ? group : end - last; /* the first tiles fetch what the next panels are made from */
+        long call = 0;
         for (long i = from; i < to; i += ROWS)
-            for (long panel = head; panel < last; panel++) {
+            for (long panel = head; panel < last; panel++, call++) {
                 const uint16_t *room = made + (panel - head) * size;
                 for (long p = 0; p < sum->count; p++) {
                     panels[p] = parts[p].how == LAID_OUT ? parts[p].w + panel * size_of(parts[p].k) : room;
                     if (parts[p].how != LAID_OUT) room += size_of(parts[p].k);
                 }
-                one_tile(sum, panels, panel, i, to, panels[0]);
+                const Fetch fetch = call < 2 * coming ? half_of(parts, last, call) : (Fetch){panels[0], 0};
+                one_tile(sum, panels, panel, i, to, fetch);
             }
     }
 }
