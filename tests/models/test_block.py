@@ -1,4 +1,4 @@
-"""Gated units and norms with a backward pass of their own: equal to the modules' in value and gradient, else left alone."""
+"""Gated units, norms and attention with a backward pass of their own: equal to the modules' in value and gradient, else left alone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaAttention
 
-from trimtab.models import block, lora
+from trimtab.models import attention, block, lora
+from trimtab.models.forward import pack
 from trimtab.models.tiny import tiny_model
+from trimtab.ops import native
+from trimtab.types import TokenRow
 
 pytestmark = pytest.mark.unit
 
@@ -33,11 +37,11 @@ def with_adapters(family: str, targets: tuple[str, ...], *, rank: int = 3) -> tu
     return model, switch
 
 
-def gradients(model: Any, weight: Tensor) -> dict[str, Tensor]:
+def gradients(model: Any, weight: Tensor, **given: Any) -> dict[str, Tensor]:
     model.zero_grad()
     for parameter in lora.parameters(model, "trained").values():
         parameter.grad = None
-    hidden = model.get_decoder()(input_ids=IDS, use_cache=False).last_hidden_state
+    hidden = model.get_decoder()(**(given or {"input_ids": IDS}), use_cache=False).last_hidden_state
     (hidden * weight).sum().backward()
     found = {n: p.grad.clone() for n, p in lora.parameters(model, "trained").items() if p.grad is not None}
     return found | {"": hidden.detach()}
@@ -58,11 +62,57 @@ def test_values_and_gradients_are_those_of_the_modules(family: str, targets: tup
     want = gradients(model, weight)
     layers = model.config.num_hidden_layers
     norms = 4 if family == "qwen3" else 2
-    assert block.install(model) == layers * (1 + norms) + 1
+    in_c = int(native.library() is not None and family != "qwen3")
+    assert block.install(model) == layers * (1 + norms + in_c) + 1
     assert block.install(model) == 0
     got = gradients(model, weight)
     assert want.keys() == got.keys() and len(want) > layers
     compare(got, want)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no kernels here: not Linux, no gcc, or TRIMTAB_NATIVE=0")
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("targets", [("all",), ("q_proj", "o_proj"), ("v_proj",), ("up_proj",)])
+def test_attention_of_packed_rows_is_that_of_the_module(
+    family: str, targets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that share a beginning, biases on q, k and v in one family, adapters on all, some or none of the four."""
+    model, _ = with_adapters(family, targets)
+    attention.install(model)
+    ids = ((3, 5, 7, 4, 9), (3, 5, 7, 8, 8, 1, 2), (6, 2))
+    packed = pack([TokenRow(token_ids=row, scored=(1,)) for row in ids], "shared", torch.device("cpu"), 4)
+    assert packed.trees is not None and len(packed.trees.segments) == 4
+    weight = torch.randn(packed.ids.shape[1], model.config.hidden_size, generator=torch.Generator().manual_seed(3))
+
+    def found() -> dict[str, Tensor]:
+        keys = {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool), "trees": packed.trees}
+        return gradients(model, weight, input_ids=packed.ids, position_ids=packed.positions, **keys)
+
+    want = found()
+    block.install(model)
+    looked = []
+    real = block.look
+    monkeypatch.setattr(block, "look", lambda *args: looked.append(1) or real(*args))
+    got = found()
+    assert len(looked) == model.config.num_hidden_layers
+    compare(got, want)
+    with torch.no_grad():
+        keys = {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool), "trees": packed.trees}
+        again = model.get_decoder()(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, **keys)
+    assert torch.equal(again.last_hidden_state, got[""])
+
+
+def test_attention_with_more_to_it_is_left_alone() -> None:
+    class Odd(LlamaAttention):
+        def forward(self, hidden_states: Tensor, *args: Any, **keys: Any) -> Any:
+            out, weights = super().forward(hidden_states, *args, **keys)
+            return out + 0.01 * hidden_states, weights
+
+    config = tiny_model("llama").config
+    for kind, changed in ((LlamaAttention, 1), (Odd, 0)):
+        module = kind(config, 0)
+        module.requires_grad_(False)
+        assert block.install(module) == (changed if native.library() is not None else 0)
 
 
 def test_what_has_more_to_it_goes_its_own_way() -> None:

@@ -216,7 +216,7 @@ def test_the_same_threads_give_the_same_bits() -> None:
 def test_heads_that_are_no_whole_vectors_are_left_to_torch() -> None:
     trees = Trees((Segment(0, 5),), 5, 2, torch.device("cpu"))
     q = draw(1, 2, 5, 10)
-    assert not attention._has_kernel(q[0], q[0], q[0])
+    assert not attention.in_c(q[0], q[0], q[0])
     want = F.scaled_dot_product_attention(q, q, q, is_causal=True)[0].transpose(0, 1)
     torch.testing.assert_close(attention.tree_attention(q, q, q, trees, 10**-0.5)[0], want)
 

@@ -95,6 +95,7 @@ class Trees:
     _block_mask: Any = None
     _rows: tuple[Tensor, int] | None = None
     _laid: tuple[Tensor, int, int] | None = None
+    _turns: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def blocks(self) -> list[Block]:
         """The sequence in blocks, like sizes together."""
@@ -112,6 +113,15 @@ class Trees:
             columns = zip(*((s.start, s.end, s.parent) for s in self.segments), strict=True)
             self._laid = torch.tensor([*columns, places]), column, vector
         return self._laid[:2]
+
+    def turns(
+        self, cos: Tensor, sin: Tensor
+    ) -> tuple[Float[Tensor, "n e/2"], Float[Tensor, "n e/2"], Float[Tensor, "n e/2"]]:
+        """cos, sin and -sin of each token in float32, of the `[1 n e]` that every layer is given: one half, which the other repeats."""
+        if self._turns is None or self._turns[0] is not cos:
+            c, s = (x[0, :, : x.shape[-1] // 2].float().contiguous() for x in (cos, sin))
+            self._turns = cos, c, s, -s
+        return self._turns[1:]
 
     def ends(self) -> Int[Tensor, " n"]:
         """For each token the column where the segments that go on from its own end: nothing from there on sees it."""
@@ -242,41 +252,42 @@ class _Native(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
-        """q `[n h d]`, k and v `[n j d]` -> `[n h d]`"""
-        (_, h, e), j = q.shape, k.shape[1]
-        own, tree, columns = _arguments(trees, q, k, v)
-        out = q.new_empty(q.shape)
-        room = torch.empty(2 * j * columns * e, dtype=torch.float32)
-        native.kernels().trimtab_tree(
-            *own, out.data_ptr(), *tree, room.data_ptr(), scale, h, j, e, native.is_narrow(q), torch.get_num_threads()
-        )
         ctx.save_for_backward(q, k, v)
         ctx.trees, ctx.scale = trees, scale
-        return out
+        return look(q, k, v, trees, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
-        (_, h, e), j, threads = q.shape, k.shape[1], torch.get_num_threads()
-        grad = grad.contiguous()  # held until the kernel has read it
-        own, tree, columns = _arguments(ctx.trees, q, k, v, grad)
-        grads = [x.new_empty(x.shape) for x in (q, k, v)]
-        parts = min(threads, PARTS)
-        room = torch.empty((3 + 2 * parts) * columns * e, dtype=torch.float32)
-        native.kernels().trimtab_tree_back(
-            *own,
-            *(x.data_ptr() for x in grads),
-            *tree,
-            room.data_ptr(),
-            ctx.scale,
-            h,
-            j,
-            e,
-            native.is_narrow(q),
-            parts,
-        )
-        return *grads, None, None
+        return *look_back(q, k, v, grad.contiguous(), ctx.trees, ctx.scale), None, None
+
+
+def look(q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
+    """q `[n h d]`, k and v `[n j d]` -> `[n h d]`, in C; where `in_c` says so."""
+    (_, h, e), j = q.shape, k.shape[1]
+    own, tree, columns = _arguments(trees, q, k, v)
+    out = q.new_empty(q.shape)
+    room = torch.empty(2 * j * columns * e, dtype=torch.float32)
+    native.kernels().trimtab_tree(
+        *own, out.data_ptr(), *tree, room.data_ptr(), scale, h, j, e, native.is_narrow(q), torch.get_num_threads()
+    )
+    return out
+
+
+def look_back(
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, trees: Trees, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, each in one piece, from that of what `look` returned."""
+    (_, h, e), j = q.shape, k.shape[1]
+    own, tree, columns = _arguments(trees, q, k, v, grad)
+    grads = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    parts = min(torch.get_num_threads(), PARTS)
+    room = torch.empty((3 + 2 * parts) * columns * e, dtype=torch.float32)
+    native.kernels().trimtab_tree_back(
+        *own, *(x.data_ptr() for x in grads), *tree, room.data_ptr(), scale, h, j, e, native.is_narrow(q), parts
+    )
+    return grads
 
 
 def _arguments(trees: Trees, *arrays: Tensor) -> tuple[list[int], list[int], int]:
@@ -290,7 +301,7 @@ def _arguments(trees: Trees, *arrays: Tensor) -> tuple[list[int], list[int], int
     return own, [laid.shape[1], *(laid.data_ptr() + i * step for i in range(4)), columns], columns
 
 
-def _has_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def in_c(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Are these heads of one size and one number type that the kernels have, on a machine on which they give what a mask gives?"""
     e = q.shape[-1]
     alike = (
@@ -393,7 +404,7 @@ def tree_attention(
 
 def _by_blocks(q: Tensor, k: Tensor, v: Tensor, trees: Trees, scale: float) -> Tensor:
     rows = [x[0].transpose(0, 1) for x in (q, k, v)]
-    function = _Native if _has_kernel(*rows) else _TreeAttention
+    function = _Native if in_c(*rows) else _TreeAttention
     out: Tensor = function.apply(*rows, trees, scale)  # type: ignore[no-untyped-call]
     return out[None]
 

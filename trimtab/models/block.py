@@ -2,6 +2,7 @@
 
     y = down(silu(gate(x)) * up(x))            keeps x, gate(x) and up(x); the rest is one pass over them in the backward pass
     y = w x / sqrt(mean(x^2) + eps)            keeps x and one number a token
+    y = o(attention(turn(q(x)), turn(k(x)), v(x)))     of packed rows on a CPU: keeps x, the three as they are looked at, and what was seen
 
 What autograd keeps of the first is five arrays of the wide size (both factors of the product, the product, and twice the input of silu's
 neighbours), of the second three. The gradients of x that come from the base and from the adapters, of gate and of up, are added up
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from trimtab.models.attention import NAME, Segment, Trees, in_c, look, look_back
 from trimtab.models.lora import Adapter, LoraLinear, adapter_gradients, product, product_back
 from trimtab.ops import native
 
@@ -39,6 +41,8 @@ def install(model: nn.Module) -> int:
             forward = _gated
         elif _is_norm(module):
             forward = _normed
+        elif _is_attention(module):
+            forward = _attended
         if forward is not None:
             # a method bound to the module, so that a deep copy computes with its own weights
             cast(Any, module).forward = MethodType(forward, module)
@@ -93,7 +97,7 @@ def _part(layer: nn.Module, dtype: torch.dtype) -> Part | None:
         if not layer.is_plain(active):
             return None
         return (layer.weight, *(layer.stacked(active, dtype) if active else (None, None)), active)
-    if type(layer) is not nn.Linear or layer.weight.requires_grad:
+    if type(layer) is not nn.Linear or any(p.requires_grad for p in layer.parameters()):
         return None
     return layer.weight, None, None, []
 
@@ -163,6 +167,131 @@ def _act_back(g: Tensor, u: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def _none(part: Part) -> list[Tensor | None]:
     return [None] * (2 * len(part[3]))
+
+
+# ------------------------------------------------------------------------------------------------------------ attention
+
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@torch.no_grad()
+def _is_attention(module: Any) -> bool:
+    """Four projections, rotary positions in halves and nothing else, which is tried on two short rows? Only where it is computed in C."""
+    layers: list[Any] = [getattr(module, name, None) for name in PROJECTIONS]
+    if not all(isinstance(layer, nn.Linear | LoraLinear) and layer.weight.is_floating_point() for layer in layers):
+        return False
+    config, e, weight = getattr(module, "config", None), getattr(module, "head_dim", None), layers[0].weight
+    if config is None or not isinstance(e, int) or not isinstance(getattr(module, "scaling", None), float):
+        return False
+    if weight.shape[0] % e or not in_c(*[weight.new_empty(1, 1, e)] * 3):
+        return False
+    trees = Trees((Segment(0, 4), Segment(4, 6, 0), Segment(6, 9)), 9, weight.shape[0] // e, weight.device)
+    x = _numbers(weight)[0].repeat(3, 1)[None] * torch.linspace(0.5, 1.5, 9)[:, None].to(weight.dtype)
+    angles = torch.linspace(0, 3, 9 * (e // 2)).view(1, 9, e // 2).repeat(1, 1, 2)
+    given: dict[str, Any] = {
+        "position_embeddings": (angles.cos().to(x.dtype), angles.sin().to(x.dtype)),
+        "attention_mask": None,
+        "trees": trees,
+    }
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        want = module(x, **given)[0]
+        got = _attended(module, x, **given)[0]
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+    finally:
+        config._attn_implementation = before
+    # in norm: single numbers pass through a softmax of numbers that were rounded on the way, another attention is tens of percent away
+    tolerance = 1e-5 if want.dtype == torch.float32 else 5e-2
+    return bool((want.float() - got.float()).norm() <= tolerance * want.float().norm())
+
+
+def _attended(
+    module: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **keys: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The forward of attention, for packed rows."""
+    trees, x = keys.get("trees"), hidden_states
+    layers = [getattr(module, name) for name in PROJECTIONS]
+    ours = isinstance(trees, Trees) and position_embeddings is not None and past_key_values is None and native.takes(x)
+    parts = [_part(layer, x.dtype) for layer in layers] if ours else [None]
+    if any(part is None for part in parts):
+        y: tuple[Tensor, Tensor | None] = type(module).forward(
+            module, x, position_embeddings=position_embeddings, attention_mask=attention_mask, past_key_values=past_key_values, **keys
+        )  # fmt: skip
+        return y
+    own = cast(list[Part], parts)
+    assert isinstance(trees, Trees) and position_embeddings is not None
+    biases = [layer.bias for layer in layers]
+    turns = trees.turns(*position_embeddings)
+    matrices = [m for part in own for adapter in part[3] for m in (adapter.a, adapter.b)]
+    out: Tensor = _Attention.apply(x, own, biases, turns, trees, module.head_dim, module.scaling, *matrices)  # type: ignore[no-untyped-call]
+    return out, None
+
+
+class _Attention(torch.autograd.Function):
+    """o(softmax(q k^T scale) v) of q, k and v made from x, the first two turned to their positions, with the adapters of all four."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, parts: list[Part], biases: list[Tensor | None], turns: tuple[Tensor, Tensor, Tensor], trees: Trees,
+        e: int, scale: float, *matrices: Tensor,
+    ) -> Tensor:  # fmt: skip
+        flat = x.flatten(0, -2)
+        (q, low_q), (k, low_k), (v, low_v) = (
+            product(flat, w, bias, a, b) for (w, a, b, _), bias in zip(parts[:3], biases, strict=False)
+        )
+        q, k, v = (y.view(len(flat), -1, e) for y in (q, k, v))
+        for y in (q, k):
+            _turn(y, *turns[:2])
+        seen = look(q, k, v, trees, scale).flatten(1)
+        w, a, b, _ = parts[3]
+        y, low_o = product(seen, w, biases[3], a, b)
+        ctx.save_for_backward(flat, q, k, v, seen, low_q, low_k, low_v, low_o)
+        ctx.parts, ctx.turns, ctx.trees, ctx.scale = parts, turns, trees, scale
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, q, k, v, seen, *lows = ctx.saved_tensors
+        cos, _, back = ctx.turns
+        wanted = list(ctx.needs_input_grad[7:])
+        flat = grad.flatten(0, -2)
+        of_o = ctx.parts[3]
+        grad_seen, (pull_o,) = product_back([(flat, *of_o[:3])])
+        assert grad_seen is not None
+        pulled = look_back(q, k, v, grad_seen.view(q.shape), ctx.trees, ctx.scale)
+        for y in pulled[:2]:
+            _turn(y, cos, back)
+        own = [y.flatten(1) for y in pulled]
+        grad_x, pulls = product_back(
+            [(y, *part[:3]) for y, part in zip(own, ctx.parts, strict=False)], needed=ctx.needs_input_grad[0]
+        )
+        grads: list[Tensor | None] = []
+        for part, read, low, y, pull in zip(
+            ctx.parts, (x, x, x, seen), lows, (*own, flat), (*pulls, pull_o), strict=True
+        ):
+            asked = [wanted.pop(0) for _ in range(2 * len(part[3]))]
+            grads += adapter_gradients(part[3], asked, read, low, y, pull) if any(asked) else _none(part)
+        if grad_x is not None:
+            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        return grad_x, None, None, None, None, None, None, *grads
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """x `[n h e]` turned in place, row by row of cos and sin `[n e/2]`."""
+    n, h, e = x.shape
+    native.kernels().trimtab_turn(
+        x.data_ptr(), None, 0.0, cos.data_ptr(), sin.data_ptr(), None, n, h, 0, e,
+        native.is_narrow(x), torch.get_num_threads(),
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------------- norm

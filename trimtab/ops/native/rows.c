@@ -230,16 +230,18 @@ INLINE void turn_head(float *x, const float *scale, float eps, const float *cos,
     }
 }
 
-/* Queries and keys of qkv `[n, (h + 2 j) e]` turned in place; cos and sin `[positions, e / 2]`; scale `[h + j, e]` or null. */
+/* Queries and keys of qkv `[n, (h + 2 j) e]` turned in place; cos and sin `[positions, e / 2]`; scale `[h + j, e]` or null. Without
+ * `positions` row i is at i. */
 void trimtab_turn(void *qkv, const float *scale, float eps, const float *cos, const float *sin, const int64_t *positions, long n, long h,
                   long j, long e, int narrow, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < n; i++) {
         float *x = scratch(0, e);
+        const long place = (positions ? positions[i] : i) * (e / 2);
         for (long head = 0; head < h + j; head++) {
             void *own = at_mutable(qkv, (i * (h + 2 * j) + head) * e, narrow);
             widen(x, own, e, narrow);
-            turn_head(x, scale ? scale + head * e : NULL, eps, cos + positions[i] * (e / 2), sin + positions[i] * (e / 2), e, narrow);
+            turn_head(x, scale ? scale + head * e : NULL, eps, cos + place, sin + place, e, narrow);
             narrow_down(own, x, e, narrow);
         }
     }
