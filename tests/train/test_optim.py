@@ -101,25 +101,31 @@ def test_schedule_by_hand() -> None:
         schedule("wsd", 0, 1, 0)
 
 
-def test_adamw_by_hand() -> None:
-    """Two steps of arXiv:1711.05101, algorithm 2, with the decay times the learning rate."""
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_adamw_by_hand(dtype: torch.dtype) -> None:
+    """Two steps of arXiv:1711.05101, algorithm 2, with the decay times the learning rate; in float32 fused, and every step is counted."""
     beta1, beta2, eps, decay, rate = 0.9, 0.99, 1e-3, 0.1, 0.5
-    matrix = torch.nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=torch.float64))
-    bias = torch.nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+    matrix = torch.nn.Parameter(torch.tensor([[1.0, -2.0]], dtype=dtype))
+    bias = torch.nn.Parameter(torch.tensor([3.0], dtype=dtype))
     config = settings(weight_decay=decay, adam_beta1=beta1, adam_beta2=beta2, adam_epsilon=eps)
     optimizer = make_optimizer({"w": matrix, "b": bias}, config, rate)
+    assert all(bool(group["fused"]) == (dtype == torch.float32) for group in optimizer.param_groups)
     values, m, v = [1.0, -2.0, 3.0], [0.0] * 3, [0.0] * 3
     decays = [decay, decay, 0.0]  # biases are not decayed
     for step, gradient in enumerate(([0.1, -0.4, 2.0], [0.3, 0.2, -1.0]), 1):
-        matrix.grad = torch.tensor([gradient[:2]], dtype=torch.float64)
-        bias.grad = torch.tensor(gradient[2:], dtype=torch.float64)
+        matrix.grad = torch.tensor([gradient[:2]], dtype=dtype)
+        bias.grad = torch.tensor(gradient[2:], dtype=dtype)
+        versions = matrix._version, bias._version
         optimizer.step()
+        assert matrix._version > versions[0] and bias._version > versions[1]
         for i, g in enumerate(gradient):
             m[i] = beta1 * m[i] + (1 - beta1) * g
             v[i] = beta2 * v[i] + (1 - beta2) * g * g
             m_hat, v_hat = m[i] / (1 - beta1**step), v[i] / (1 - beta2**step)
             values[i] = values[i] * (1 - rate * decays[i]) - rate * m_hat / (math.sqrt(v_hat) + eps)
-        assert [*matrix[0].tolist(), *bias.tolist()] == pytest.approx(values, rel=1e-6)
+        assert [*matrix[0].tolist(), *bias.tolist()] == pytest.approx(
+            values, rel=1e-6, abs=0 if dtype == torch.float64 else 1e-6
+        )
 
 
 def test_one_rate_for_all_groups() -> None:
