@@ -176,15 +176,15 @@ static void one_tile(const Sum *sum, const uint16_t *const *panels, long panel, 
     finish(tall, columns, found, sum->bias ? sum->bias + panel * PANEL : NULL, sum->y + i * sum->ldy + panel * PANEL, sum->ldy);
 }
 
-/* One of two halves (`call` odd or even) of what panel `first + call / 2` is made from, a part that is not laid out. */
-INLINE Fetch half_of(const Part *part, long first, long call) {
-    const long half = part->k / 2 * (call % 2), panel = first + call / 2;
+/* The first (0) or second (1) half of what a panel is made from, of a part that is not laid out. */
+INLINE Fetch half_of(const Part *part, long panel, long second) {
+    const long half = part->k / 2 * second;
     if (part->how == BY_ROW) return (Fetch){part->w + panel * PANEL + half * part->ldw, part->ldw};
     return (Fetch){part->w + panel * PANEL * part->ldw + half * 2 * VEC, 2 * VEC};
 }
 
 /* Rows [from, to) of y at the panels [start, end). Where all parts are laid out, the panels pass by some rows that stay in a core's cache;
- * else a few panels are made, which stay there, and the rows pass by. */
+ * else a panel is made, which stays there, and the rows pass by: making several at a time would wait for memory longer. */
 static void area(const Sum *sum, long from, long to, long start, long end) {
     const Part *parts = sum->parts;
     const uint16_t *panels[PARTS];
@@ -206,32 +206,23 @@ static void area(const Sum *sum, long from, long to, long start, long end) {
             }
         return;
     }
-    const long group = CACHED / size > 1 ? CACHED / size : 1;
-    uint16_t *made = (uint16_t *)scratch(3, (group * size + 1) / 2);
-    for (long head = start; head < end; head += group) {
-        const long last = head + group < end ? head + group : end;
-        for (long panel = head; panel < last; panel++) {
-            uint16_t *room = made + (panel - head) * size;
-            const long columns = sum->n - panel * PANEL < PANEL ? sum->n - panel * PANEL : PANEL;
-            for (long p = 0; p < sum->count; p++) {
-                const Part *own = parts + p;
-                if (own->how == BY_COLUMN) panel_by_column(own->w + panel * PANEL * own->ldw, own->ldw, columns, own->k, room);
-                if (own->how == BY_ROW) panel_by_row(own->w + panel * PANEL, own->ldw, columns, own->k, room);
-                if (own->how != LAID_OUT) room += size_of(own->k);
-            }
+    uint16_t *made = (uint16_t *)scratch(3, (size + 1) / 2);
+    for (long panel = start; panel < end; panel++) {
+        uint16_t *room = made;
+        const long columns = sum->n - panel * PANEL < PANEL ? sum->n - panel * PANEL : PANEL;
+        for (long p = 0; p < sum->count; p++) {
+            const Part *own = parts + p;
+            panels[p] = own->how == LAID_OUT ? own->w + panel * size_of(own->k) : room;
+            if (own->how == BY_COLUMN) panel_by_column(own->w + panel * PANEL * own->ldw, own->ldw, columns, own->k, room);
+            if (own->how == BY_ROW) panel_by_row(own->w + panel * PANEL, own->ldw, columns, own->k, room);
+            if (own->how != LAID_OUT) room += size_of(own->k);
         }
-        const long coming = last + group < end ? group : end - last; /* the first tiles fetch what the next panels are made from */
-        long call = 0;
-        for (long i = from; i < to; i += ROWS)
-            for (long panel = head; panel < last; panel++, call++) {
-                const uint16_t *room = made + (panel - head) * size;
-                for (long p = 0; p < sum->count; p++) {
-                    panels[p] = parts[p].how == LAID_OUT ? parts[p].w + panel * size_of(parts[p].k) : room;
-                    if (parts[p].how != LAID_OUT) room += size_of(parts[p].k);
-                }
-                const Fetch fetch = call < 2 * coming ? half_of(parts, last, call) : (Fetch){panels[0], 0};
-                one_tile(sum, panels, panel, i, to, fetch);
-            }
+        for (long i = from; i < to; i += ROWS) {
+            /* the last two tiles fetch what the next panel is made from */
+            const long left = (to - i - 1) / ROWS;
+            const int ahead = left < 2 && panel + 1 < end && parts[0].how != LAID_OUT;
+            one_tile(sum, panels, panel, i, to, ahead ? half_of(parts, panel + 1, left) : (Fetch){panels[0], 0});
+        }
     }
 }
 
