@@ -283,9 +283,10 @@ INLINE void score_narrow(const uint16_t *x, const uint16_t *keys, long columns, 
 #endif
 
 /* Key head `head` of one row: its key and value go to column `length` of the cache, its g query heads look at all columns up to that.
- * Queries are rounded as keys are, as those of the scorer's forward pass. What lies at `ahead` is read next. */
+ * Queries are rounded as keys are, as those of the scorer's forward pass. Meanwhile what is read next is fetched, a part for each of them:
+ * all at once would hold up what is computed here. */
 INLINE void attend(const void *row, long head, const float *scale, float eps, const float *cos, const float *sin, long length, void *k,
-                   void *v, const void *ahead, float factor, void *out, long h, long j, long e, int narrow) {
+                   void *v, const void *next_k, const void *next_v, float factor, void *out, long h, long j, long e, int narrow) {
     const long g = h / j, columns = length + 1, room = padded(columns);
     float *x = scratch(0, 2 * e), *sums = scratch(2, g * e), *scores = scratch(1, g * room);
     void *rounded_x = x + e;
@@ -294,12 +295,13 @@ INLINE void attend(const void *row, long head, const float *scale, float eps, co
     turn_head(x, scale ? scale + (h + head) * e : NULL, eps, cos, sin, e, narrow);
     narrow_down(at_mutable(k, length * e, narrow), x, e, narrow);
     memcpy(at_mutable(v, length * e, narrow), at(row, (h + j + head) * e, narrow), (size_t)(e * (narrow ? 2 : 4)));
-    fetch(v, columns * e, narrow);
+    const long part = columns / g * e;
     for (long q = 0; q < g; q++) {
         float *own = scores + q * room;
         widen(x, at(row, (head * g + q) * e, narrow), e, narrow);
         turn_head(x, scale ? scale + (head * g + q) * e : NULL, eps, cos, sin, e, narrow);
         narrow_down(rounded_x, x, e, narrow);
+        fetch(at(next_k, q * part, narrow), part, narrow);
 #ifdef __AVX512BF16__
         if (narrow && e % (2 * VEC) == 0)
             score_narrow(rounded_x, k, columns, e, own);
@@ -309,6 +311,7 @@ INLINE void attend(const void *row, long head, const float *scale, float eps, co
             widen(x, rounded_x, e, narrow);
             score(x, k, columns, e, own, narrow);
         }
+        fetch(at(next_v, q * part, narrow), part, narrow);
         vec tops = splat(-INFINITY), sum = splat(0);
         for (long c = columns; c < room; c++) own[c] = -INFINITY;
         for (long c = 0; c < room; c += VEC) tops = greater(load(own + c), tops);
@@ -321,7 +324,6 @@ INLINE void attend(const void *row, long head, const float *scale, float eps, co
         float share = 1 / sum_of(sum);
         for (long c = 0; c < room; c += VEC) store(own + c, load(own + c) * share);
     }
-    fetch(ahead, columns * e, narrow);
     if (narrow)
         multiply_narrow(g, e / VEC, columns, scores, room, 1, v, VEC, e, sums, e, 0);
     else
@@ -341,11 +343,12 @@ void trimtab_attend(const void *qkv, const float *scale, float eps, const float 
             long i = task / j, head = task % j, place = i * slot + head * between;
             const void *row = at(qkv, i * (h + 2 * j) * e, narrow);
             void *own_k = at_mutable(k, place, narrow), *own_v = at_mutable(v, place, narrow), *to = at_mutable(out, i * ldo, narrow);
-            const void *ahead = at(k, (task + 1) / j * slot + (task + 1) % j * between, narrow);
+            const long next = (task + 1) / j * slot + (task + 1) % j * between;
+            const void *next_k = at(k, next, narrow), *next_v = at(v, next, narrow);
             if (narrow)
-                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, ahead, factor, to, h, j, e, 1);
+                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, next_k, next_v, factor, to, h, j, e, 1);
             else
-                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, ahead, factor, to, h, j, e, 0);
+                attend(row, head, scale, eps, cos, sin, lengths[i], own_k, own_v, next_k, next_v, factor, to, h, j, e, 0);
         }
         if (low) {
 #pragma omp for schedule(static)
