@@ -17,19 +17,24 @@ from torch import Tensor
 
 from trimtab.ops import native
 from trimtab.ops.fused import fused
+from trimtab.ops.native import products
 
 
 @dataclass(frozen=True, slots=True)
 class Low:
-    """A^T of the adapters that read one x, for the C functions: `[d, w]` float32, of which the first `rank` columns count."""
+    """A^T of the adapters that read one x, as the C functions want it: `[d, w]` float32 of which the first `rank` columns count, or in
+    bfloat16 as their products have it laid out."""
 
     matrix: Tensor
     rank: int
 
     @classmethod
     def of(cls, a: Tensor) -> Low:
-        """From A `[R d]`."""
-        return cls(F.pad(a.float(), (0, 0, 0, -len(a) % native.kernels().trimtab_vector())).t().contiguous(), len(a))
+        """From A `[R d]`, in the type of the x that it will be multiplied with."""
+        functions, rank = native.kernels(), a.shape[0]
+        if native.is_narrow(a) and functions.trimtab_has_products():
+            return cls(products.LaidOut(a).numbers, rank)
+        return cls(F.pad(a.float(), (0, 0, 0, -rank % functions.trimtab_vector())).t().contiguous(), rank)
 
 
 def rms_with_low(x: Tensor, weight: Tensor, eps: float, low: Low | None) -> Tensor:
@@ -46,7 +51,7 @@ def silu_mul(gate_up: Tensor, low: Low | None = None) -> Tensor:
     """silu(gate) * up of `[n 2f]`, with `low` in C `[n f + R]`."""
     if not _fit(gate_up):
         return silu_mul_plain(gate_up)
-    n, f = len(gate_up), gate_up.shape[1] // 2
+    n, f = gate_up.shape[0], gate_up.shape[1] // 2
     out = _room(gate_up, f, low)
     gate = gate_up.data_ptr()
     native.kernels().trimtab_gate(
@@ -72,7 +77,7 @@ def fill_low(x: Tensor, low: Low | None) -> Tensor:
             x.data_ptr(),
             x.shape[1],
             *_of(low),
-            len(x),
+            x.shape[0],
             x.shape[1] - low.rank,
             native.is_narrow(x),
             torch.get_num_threads(),
@@ -92,7 +97,7 @@ def turn_in_place(
     qkv: Tensor, rotary: Rotary, positions: Tensor, h: int, j: int, scale: Tensor | None, eps: float
 ) -> None:
     """Queries and keys of `[n (h + 2 j) e]` turned to their positions `[n]`, in C; scale `[(h + j) e]` float32 or None."""
-    n, e = len(qkv), qkv.shape[-1]
+    n, _, e = qkv.shape
     native.kernels().trimtab_turn(
         qkv.data_ptr(), _at(scale), eps, rotary.cos.data_ptr(), rotary.sin.data_ptr(), positions.data_ptr(), n, h, j, e,
         native.is_narrow(qkv), torch.get_num_threads(),
@@ -101,7 +106,7 @@ def turn_in_place(
 
 def keep(qkv: Tensor, read: Tensor, slots: Tensor, columns: Tensor, k: Tensor, v: Tensor) -> None:
     """Keys and values of the tokens `read` `[r]` of qkv `[n (h + 2 j) e]` to their slots and columns `[r]` of k and v `[s j c e]`, in C."""
-    (_, j, _, e), n = k.shape, len(read)
+    (_, j, _, e), n = k.shape, read.shape[0]
     native.kernels().trimtab_keep(
         qkv.data_ptr(), read.data_ptr(), slots.data_ptr(), columns.data_ptr(), k.data_ptr(), v.data_ptr(), k.stride(0), k.stride(1),
         n, qkv.shape[1] - 2 * j, j, e, native.is_narrow(qkv), torch.get_num_threads(),
@@ -124,7 +129,7 @@ def attend(
     Returns:
         `[n (h e)]`, or `[n (h e) + R]`.
     """
-    (_, j, _, e), n = k.shape, len(qkv)
+    (_, j, _, e), n = k.shape, qkv.shape[0]
     out = _room(qkv, h * e, low)
     native.kernels().trimtab_attend(
         qkv.data_ptr(), _at(scale), eps, rotary.cos.data_ptr(), rotary.sin.data_ptr(), lengths.data_ptr(), k.data_ptr(),
@@ -150,7 +155,7 @@ def _norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float, low: Low | No
 
 
 def _room(x: Tensor, d: int, low: Low | None) -> Tensor:
-    return x.new_empty(len(x), d + (low.rank if low is not None else 0))
+    return x.new_empty(x.shape[0], d + (low.rank if low is not None else 0))
 
 
 def _of(low: Low | None) -> tuple[int | None, int]:

@@ -96,9 +96,9 @@ class Linear:
                 self.gated = products.Gated(*weight.chunk(2))
             else:
                 self.product = Product(weight, bias)
-            # thin products cost a fifth in float32 of what they cost in bfloat16 (docs/log.md); the numbers are the same up to rounding
-            self.a = None if self.a is None else self.a.float()
             self.low = Low.of(self.a) if self.a is not None and native.takes(weight) else None
+            # torch's thin products cost a fifth in float32 of what they cost in bfloat16 (docs/log.md); the same numbers up to rounding
+            self.a = None if self.a is None else self.a.float()
         elif weights[0].device.type == "cuda":
             self.joined = Joined(layers, self.a, sides, bias)
         else:

@@ -156,9 +156,10 @@ def product(
         parts: list[products.Part] = [(flat, weight, False)]
         low = None
         if a is not None and b is not None:
-            low = products.sums([(flat, a, False)], len(a))
+            low = products.sums([(flat, a, False)], a.shape[0])
             parts.append((low, b, False))
-        return products.sums(parts, len(weight), bias=bias).view(*x.shape[:-1], len(weight)), low
+        n = weight.shape[0]
+        return products.sums(parts, n, bias=bias).view(*x.shape[:-1], n), low
     y = F.linear(x, weight, bias)
     if a is None or b is None:
         return y, None
@@ -216,7 +217,7 @@ def adapter_gradients(
     if pull is None:
         return [None] * len(wanted)
     for i, adapter in enumerate(active):
-        part = slice(start, start + len(adapter.a))
+        part = slice(start, start + adapter.a.shape[0])
         grads.append(thin(pull[:, part], x) if wanted[2 * i] else None)
         grads.append(thin(low[:, part], grad, adapter.scale, turned=True) if wanted[2 * i + 1] else None)
         start = part.stop

@@ -8,7 +8,7 @@
  */
 #include "vectors.h"
 
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#ifdef HAS_PRODUCTS
 
 enum { ROWS = 12, PANEL = 2 * VEC, CACHED = 1 << 18 };
 
@@ -224,6 +224,12 @@ static void area(const Sum *sum, long from, long to, long start, long end) {
             one_tile(sum, panels, panel, i, to, ahead ? half_of(parts, panel + 1, left) : (Fetch){panels[0], 0});
         }
     }
+}
+
+void trimtab_rows_times(const uint16_t *x, long ldx, long rows, long k, const uint16_t *w, uint16_t *y, long ldy, long n) {
+    const Part part = {x, ldx, k, w, 0, LAID_OUT};
+    const Sum sum = {&part, 1, NULL, 0, y, ldy, rows, n};
+    area(&sum, 0, rows, 0, panels_of(n));
 }
 
 /* y `[m, n]` with rows `ldy` apart = the sum over `parts` (PARTS at most), + bias `[n]` unless null. Where it is `gated`,

@@ -25,6 +25,7 @@ class LaidOut:
         self.n, self.k = weight.shape
         functions = native.kernels()
         self.numbers = torch.empty(functions.trimtab_laid_out(self.n, self.k), dtype=torch.bfloat16)
+        self.place = self.numbers.data_ptr()
         weight = weight.detach().contiguous()
         functions.trimtab_lay_out(weight.data_ptr(), self.n, self.k, self.numbers.data_ptr(), torch.get_num_threads())
 
@@ -52,28 +53,26 @@ def sums(parts: Sequence[Part], n: int, *, bias: Tensor | None = None) -> Tensor
     """
     words: list[int] = []
     x = parts[0][0]
+    m = x.shape[0]  # len(x) of a tensor takes as long as the rest of a line: it is a function in Python
     fits = len(parts) <= MOST and (
         bias is None or (bias.shape == (n,) and bias.dtype == x.dtype and bias.is_contiguous())
     )
     for own, weight, sideways in parts:
-        fits = fits and len(own) == len(x) and own.dtype == torch.bfloat16 and own.stride(1) == 1
+        rows, k = own.shape
+        fits = fits and rows == m and own.dtype == torch.bfloat16 and own.stride(1) == 1
         if isinstance(weight, LaidOut):
-            fits = fits and (weight.n, weight.k) == (n, own.shape[1])
-            words += [own.data_ptr(), own.stride(0), own.shape[1], weight.numbers.data_ptr(), 0, _LAID_OUT]
+            fits = fits and weight.n == n and weight.k == k
+            words += (own.data_ptr(), own.stride(0), k, weight.place, 0, _LAID_OUT)
         else:
-            fits = (
-                fits
-                and weight.shape == ((own.shape[1], n) if sideways else (n, own.shape[1]))
-                and weight.dtype == own.dtype
-            )
+            fits = fits and weight.shape == ((k, n) if sideways else (n, k)) and weight.dtype == own.dtype
             how = _BY_ROW if sideways else _BY_COLUMN
-            words += [own.data_ptr(), own.stride(0), own.shape[1], weight.data_ptr(), weight.stride(0), how]
+            words += (own.data_ptr(), own.stride(0), k, weight.data_ptr(), weight.stride(0), how)
     if not fits:
         raise ValueError("products of sizes or types that do not belong together")
-    y = x.new_empty(len(x), n)
+    y = x.new_empty(m, n)
     native.kernels().trimtab_products(
         (c_int64 * len(words))(*words), len(parts), None if bias is None else bias.data_ptr(), False,
-        y.data_ptr(), n, len(x), n, torch.get_num_threads(),
+        y.data_ptr(), n, m, n, torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -90,10 +89,11 @@ class Gated:
         """x `[m k]` -> `[m f + room]`, of which the last columns are empty."""
         if x.shape[1] != self.both.k or x.dtype != torch.bfloat16 or x.stride(1) != 1:
             raise ValueError("products of sizes or types that do not belong together")
-        y = x.new_empty(len(x), self.f + room)
-        words = (c_int64 * 6)(x.data_ptr(), x.stride(0), x.shape[1], self.both.numbers.data_ptr(), 0, _LAID_OUT)
+        m, k = x.shape
+        y = x.new_empty(m, self.f + room)
+        words = (c_int64 * 6)(x.data_ptr(), x.stride(0), k, self.both.place, 0, _LAID_OUT)
         native.kernels().trimtab_products(
-            words, 1, None, True, y.data_ptr(), y.stride(0), len(x), self.both.n, torch.get_num_threads()
+            words, 1, None, True, y.data_ptr(), y.stride(0), m, self.both.n, torch.get_num_threads()
         )
         return y
 

@@ -1,7 +1,9 @@
 /* What lies between the products of a transformer layer, row by row: norms, the gated unit, rotation, a step's attention.
  *
- * Where `low` is given, a thin product follows: `low` is A^T of the adapters `[d, padded(rank)]` in float32, and x A^T goes behind x, so
- * that the next product finds [x | x A^T] lying ready. Shapes: n rows, d numbers of a row, h query heads, j key heads, e numbers a head.
+ * Where `low` is given, a thin product follows: `low` is A^T of the adapters `[d, padded(rank)]` in float32, or for narrow x as products.c
+ * has it laid out where that multiplies, and x A^T goes behind x, so that the next product finds [x | x A^T] lying ready.
+ *
+ * Shapes: n rows, d numbers of a row, h query heads, j key heads, e numbers a head.
  */
 #include "vectors.h"
 
@@ -9,28 +11,42 @@ INLINE void fetch(const void *from, long n, int narrow) {
     for (long i = 0; i < n; i += narrow ? 32 : 16) __builtin_prefetch(at(from, i, narrow), 0, 2);
 }
 
-/* out[:, d : d + rank] = x low, of `rows` rows (TALL at most) of x in float32 */
-static void side(const float *x, long rows, long d, const float *low, long rank, void *out, long ldo, int narrow) {
+#ifdef HAS_PRODUCTS
+enum { STRIP = 2 * TALL }; /* rows at a time */
+#else
+enum { STRIP = TALL };
+#endif
+
+/* rows[:, d : d + rank] = x low, of STRIP rows at most: x in float32, and the same as it lies in `rows` */
+static void side(const float *x, void *rows, long ld, long count, long d, const void *low, long rank, int narrow) {
+#ifdef HAS_PRODUCTS
+    if (narrow) {
+        trimtab_rows_times(rows, ld, count, d, low, (uint16_t *)rows + d, ld, rank);
+        return;
+    }
+#endif
     long width = padded(rank);
-    float *found = scratch(7, TALL * width);
-    multiply(rows, width / VEC, d, x, d, 1, low, VEC, width, found, width, 0);
-    for (long i = 0; i < rows; i++)
-        narrow_down(at_mutable(out, i * ldo + d, narrow), found + i * width, rank, narrow);
+    float *found = scratch(7, STRIP * width);
+    multiply(count, width / VEC, d, x, d, 1, low, VEC, width, found, width, 0);
+    for (long i = 0; i < count; i++) narrow_down(at_mutable(rows, i * ld + d, narrow), found + i * width, rank, narrow);
 }
 
-static void beside_rows(void *x, long ldx, const float *low, long rank, long first, long last, long d, int narrow) {
-    float *wide = scratch(0, TALL * d);
-    for (long i = first; i < last; i++) widen(wide + (i - first) * d, at(x, i * ldx, narrow), d, narrow);
-    side(wide, last - first, d, low, rank, at_mutable(x, first * ldx, narrow), ldx, narrow);
+static void beside_rows(void *x, long ldx, const void *low, long rank, long first, long last, long d, int narrow) {
+    float *wide = scratch(0, STRIP * d);
+#ifdef HAS_PRODUCTS
+    if (!narrow)
+#endif
+        for (long i = first; i < last; i++) widen(wide + (i - first) * d, at(x, i * ldx, narrow), d, narrow);
+    side(wide, at_mutable(x, first * ldx, narrow), ldx, last - first, d, low, rank, narrow);
 }
 
 /* x[:, d : d + rank] = x[:, :d] low */
-void trimtab_beside(void *x, long ldx, const float *low, long rank, long n, long d, int narrow, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (n > TALL)
-    for (long first = 0; first < n; first += TALL) beside_rows(x, ldx, low, rank, first, first + TALL < n ? first + TALL : n, d, narrow);
+void trimtab_beside(void *x, long ldx, const void *low, long rank, long n, long d, int narrow, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > STRIP)
+    for (long first = 0; first < n; first += STRIP) beside_rows(x, ldx, low, rank, first, first + STRIP < n ? first + STRIP : n, d, narrow);
 }
 
-/* Columns [start, end) of low^T x, of `low` `[n, rank]` in float32 and x `[n, d]`, times `factor` to `[rank, d]` or, `turned`, `[d, rank]`. */
+/* Columns [start, end) of low^T x, of low `[n, rank]` in float32 and x `[n, d]`, times `factor` to `[rank, d]` or `turned` to `[d, rank]`. */
 static void thin_columns(const float *low, long rank, const void *x, long ldx, long n, long start, long end, float factor, float *out,
                          long d, int turned, int narrow) {
     enum { DEEP = 64 }; /* rows at a time, which a core's nearest cache holds; the next are fetched meanwhile */
@@ -78,10 +94,10 @@ INLINE float inverse_rms(const float *x, long d, float eps) {
     return 1.0f / sqrtf(sum / d + eps);
 }
 
-INLINE void norm_rows(void *x, const void *y, const void *weight, float eps, void *out, long ldo, const float *low, long rank, long first,
+INLINE void norm_rows(void *x, const void *y, const void *weight, float eps, void *out, long ldo, const void *low, long rank, long first,
                       long last, long d, int narrow) {
-    float *wide = scratch(0, TALL * d);
-    fetch(at(x, last * d, narrow), TALL * d, narrow); /* another core may have written it */
+    float *wide = scratch(0, STRIP * d);
+    fetch(at(x, last * d, narrow), STRIP * d, narrow); /* another core may have written it */
     for (long i = first; i < last; i++) {
         float *own = wide + (i - first) * d;
         void *from = at_mutable(x, i * d, narrow);
@@ -104,16 +120,16 @@ INLINE void norm_rows(void *x, const void *y, const void *weight, float eps, voi
             own[c] = get(to, c, narrow);
         }
     }
-    if (low) side(wide, last - first, d, low, rank, at_mutable(out, first * ldo, narrow), ldo, narrow);
+    if (low) side(wide, at_mutable(out, first * ldo, narrow), ldo, last - first, d, low, rank, narrow);
 }
 
 /* x += y (unless y is null), and out = weight x / sqrt(mean(x^2) + eps), rounded before the weight as transformers does. */
-void trimtab_norm(void *x, const void *y, const void *weight, float eps, void *out, long ldo, const float *low, long rank, long n, long d,
+void trimtab_norm(void *x, const void *y, const void *weight, float eps, void *out, long ldo, const void *low, long rank, long n, long d,
                   int narrow, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (n > TALL)
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > STRIP)
     for (long t = 0; t < threads; t++)
-        for (long first = n * t / threads, end = n * (t + 1) / threads; first < end; first += TALL) {
-            long last = first + TALL < end ? first + TALL : end;
+        for (long first = n * t / threads, end = n * (t + 1) / threads; first < end; first += STRIP) {
+            long last = first + STRIP < end ? first + STRIP : end;
             if (narrow)
                 norm_rows(x, y, weight, eps, out, ldo, low, rank, first, last, d, 1);
             else
@@ -157,9 +173,9 @@ void trimtab_norm_back(const void *x, const void *grad, const void *weight, floa
 /* one number through the vector functions: what is left over at the end of a row */
 INLINE float sigmoid_one(float x) { return sigmoid(splat(x))[0]; }
 
-INLINE void gate_rows(const void *gate, const void *up, long ldi, void *out, long ldo, const float *low, long rank, long first, long last,
+INLINE void gate_rows(const void *gate, const void *up, long ldi, void *out, long ldo, const void *low, long rank, long first, long last,
                       long d, int narrow) {
-    float *wide = scratch(0, TALL * d);
+    float *wide = scratch(0, STRIP * d);
     for (long i = first; i < last; i++) {
         const void *g = at(gate, i * ldi, narrow), *u = at(up, i * ldi, narrow);
         void *to = at_mutable(out, i * ldo, narrow);
@@ -177,16 +193,16 @@ INLINE void gate_rows(const void *gate, const void *up, long ldi, void *out, lon
             own[c] = get(to, c, narrow);
         }
     }
-    if (low) side(wide, last - first, d, low, rank, at_mutable(out, first * ldo, narrow), ldo, narrow);
+    if (low) side(wide, at_mutable(out, first * ldo, narrow), ldo, last - first, d, low, rank, narrow);
 }
 
 /* out = silu(gate) up; rows of gate and up `ldi` apart. */
-void trimtab_gate(const void *gate, const void *up, long ldi, void *out, long ldo, const float *low, long rank, long n, long d, int narrow,
+void trimtab_gate(const void *gate, const void *up, long ldi, void *out, long ldo, const void *low, long rank, long n, long d, int narrow,
                   int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (n > TALL)
+#pragma omp parallel for schedule(static) num_threads(threads) if (n > STRIP)
     for (long t = 0; t < threads; t++)
-        for (long first = n * t / threads, end = n * (t + 1) / threads; first < end; first += TALL) {
-            long last = first + TALL < end ? first + TALL : end;
+        for (long first = n * t / threads, end = n * (t + 1) / threads; first < end; first += STRIP) {
+            long last = first + STRIP < end ? first + STRIP : end;
             if (narrow)
                 gate_rows(gate, up, ldi, out, ldo, low, rank, first, last, d, 1);
             else
@@ -334,7 +350,7 @@ INLINE void attend(const void *row, long head, const float *scale, float eps, co
 /* A step's attention, e a multiple of VEC: row i of qkv `[n, (h + 2 j) e]` goes on from `lengths[i]` tokens in slot i of the caches,
  * whose slots are `slot` numbers apart and whose key heads are `between`. */
 void trimtab_attend(const void *qkv, const float *scale, float eps, const float *cos, const float *sin, const int64_t *lengths, void *k,
-                    void *v, long slot, long between, float factor, void *out, long ldo, const float *low, long rank, long n, long h,
+                    void *v, long slot, long between, float factor, void *out, long ldo, const void *low, long rank, long n, long h,
                     long j, long e, int narrow, int threads) {
 #pragma omp parallel num_threads(threads)
     {
@@ -352,8 +368,8 @@ void trimtab_attend(const void *qkv, const float *scale, float eps, const float 
         }
         if (low) {
 #pragma omp for schedule(static)
-            for (long first = 0; first < n; first += TALL)
-                beside_rows(out, ldo, low, rank, first, first + TALL < n ? first + TALL : n, h * e, narrow);
+            for (long first = 0; first < n; first += STRIP)
+                beside_rows(out, ldo, low, rank, first, first + STRIP < n ? first + STRIP : n, h * e, narrow);
         }
     }
 }

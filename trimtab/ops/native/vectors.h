@@ -13,6 +13,9 @@
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
+#ifndef __AMX_BF16__
+#define HAS_PRODUCTS /* those of products.c */
+#endif
 #endif
 
 /* numbers of a vector, and the tile of a product that fits the registers: TALL rows by WIDE vectors */
@@ -213,6 +216,11 @@ INLINE float *scratch(int which, long floats) {
     }
     return pieces[which].memory;
 }
+
+#ifdef HAS_PRODUCTS
+/* x W of `rows` rows of x `[rows, k]`, W `[k, n]` laid out, to y `[rows, n]`: by the thread that calls it */
+void trimtab_rows_times(const uint16_t *x, long ldx, long rows, long k, const uint16_t *w, uint16_t *y, long ldy, long n);
+#endif
 
 /* One tile of `multiply`: m rows by v vectors, all sums in registers. */
 INLINE void tile(const int m, const int v, long k, const float *a, long row, long column, const void *b, long apart, long next,
