@@ -17,6 +17,7 @@ from trimtab.engine.generator import Engine
 from trimtab.models import lora
 from trimtab.models.roles import Roles
 from trimtab.models.tiny import FAMILIES, Family, tiny_model
+from trimtab.ops.native import products as native_products
 from trimtab.types import Sampling
 
 pytestmark = pytest.mark.engine
@@ -188,6 +189,36 @@ def test_packed_decoding_is_near_the_scorer(family: Family) -> None:
     assert scored.logp is not None
     away = torch.tensor([c.logprobs for c in drawn]) - scored.logp
     assert float(away.abs().mean()) < 0.05
+
+
+@pytest.mark.skipif(not native_products.are_there(), reason="this CPU has no AVX512-BF16, or AMX, or no kernels in C")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("active", [(), ("x",), ("x", "idle")])
+@pytest.mark.parametrize("rows", [1, 5, 60])
+@torch.no_grad()
+def test_a_step_in_one_call_is_that_of_its_layers(family: Family, active: tuple[str, ...], rows: int) -> None:
+    """The same functions in the same order: the same bits, in the caches too. One layer has adapters on some of its products only."""
+    roles = policy(family)
+    roles.model.to(torch.bfloat16)
+    for layer in lora.layers(roles.model).values():
+        layer.adapters["idle"].b.data.mul_(2)
+    for name in ("q_proj", "k_proj", "v_proj", "down_proj"):
+        part = roles.model.model.layers[1]
+        del getattr(part.mlp if name == "down_proj" else part.self_attn, name).adapters["x"]
+    roles.switch.active = active
+    weights = Weights(roles.model, active, packing=True)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, 90, (rows,), generator=generator)
+    lengths = torch.arange(rows) % 7
+    one, apart = BlockDecoder(weights, rows, 9), BlockDecoder(weights, rows, 9)
+    for cache in (one.k, one.v):
+        cache.copy_(torch.randn(cache.shape, generator=generator))
+    apart.k.copy_(one.k), apart.v.copy_(one.v)
+    assert one.layers is not None
+    apart.layers = None
+    got, want = one.step(tokens, lengths, 7), apart.step(tokens, lengths, 7)
+    assert torch.equal(got, want) and bool(got.isfinite().all())
+    assert torch.equal(one.k, apart.k) and torch.equal(one.v, apart.v)
 
 
 def test_without_packing_the_models_own_tensors_compute() -> None:

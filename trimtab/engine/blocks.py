@@ -39,6 +39,7 @@ from trimtab.engine.between import (
     keep,
     rms_with_low,
     silu_mul,
+    step_in_c,
     turn,
     turn_and_store,
     turn_in_place,
@@ -122,6 +123,18 @@ class Linear:
             else:
                 torch.addmm(bias, x, weight.t(), out=part)
         return y if self.a is None or self.sides is None else y.addmm_(F.linear(x, self.a), self.sides.t())
+
+    def in_c(self) -> list[int] | None:
+        """W laid out, bias, n, k, A^T of the adapters and their ranks, as `native/step.c` has them; None: it cannot be had there."""
+        if self.a is not None and self.low is None:
+            return None
+        low = (0, 0) if self.low is None else (self.low.matrix.data_ptr(), self.low.rank)
+        if self.gated is not None:
+            return [self.gated.both.place, 0, self.gated.both.n, self.gated.both.k, *low]
+        if self.product is None or self.product.laid_out is None:
+            return None
+        bias, laid = self.product.bias, self.product.laid_out
+        return [laid.place, 0 if bias is None else bias.data_ptr(), laid.n, laid.k, *low]
 
     def act(self, x: Tensor, low: Low | None) -> Tensor:
         """silu(gate) * up of a layer and its twin `[n f]`, with `low` `[n f + R]`."""
@@ -269,6 +282,7 @@ class BlockDecoder:
             else None
         )
         self.replays = Replays(slots, capacity, w.device, record) if record else None
+        self.layers = self._layers()
 
     def prefill(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
         """Prompts without padding, each blind to the others; on a CPU what they begin with in common is read once."""
@@ -330,11 +344,38 @@ class BlockDecoder:
         """Nothing here may wait for the device or depend on a tensor's numbers: it is recorded."""
         w, b = self.weights, len(tokens)
         x = F.embedding(tokens, w.embedding)
+        if self.layers is not None and self.rotary is not None:
+            return step_in_c(
+                x, w.blocks[0].norm, self.layers, self.rotary, self.k[0], lengths, w.heads, w.eps, self.widths
+            )
         normed = rms_with_low(x, w.blocks[0].norm, w.eps, w.blocks[0].qkv.low)
         look = self._look(lengths, width) if self.rotary is None else self._look_in_c(lengths)
         for number, block in enumerate(w.blocks):
             x, normed = self._after(number, x, look(number, block.qkv(normed).view(b, -1, w.size)))
         return normed
+
+    def _layers(self) -> Tensor | None:
+        """What `native/step.c` reads of all layers; None where a step is not a single function in C."""
+        w, blocks = self.weights, self.weights.blocks
+        norms = [norm for block in blocks for norm in (block.norm, block.norm_after, block.norm_next)]
+        gated = all(block.gate_up.gated is not None for block in blocks)
+        if self.rotary is None or not gated or not products.takes(w.embedding, *norms):
+            return None
+        layers = []
+        for number, block in enumerate(blocks):
+            words: list[int] = []
+            for linear in (block.qkv, block.o, block.gate_up, block.down):
+                own = linear.in_c()
+                if own is None:
+                    return None
+                words += own
+            scale = 0 if block.wide_qk_norm is None else block.wide_qk_norm.data_ptr()
+            words += [block.norm_after.data_ptr(), block.norm_next.data_ptr(), scale]
+            layers.append([*words, self.k[number].data_ptr(), self.v[number].data_ptr()])
+        found = torch.tensor(layers)
+        qkv, o, gates, down = found[:, :24].view(-1, 4, 6).amax(0).tolist()
+        self.widths = max(qkv[3], gates[3]), o[3], max(qkv[2], down[3])
+        return found
 
     def _look_in_c(self, lengths: Tensor) -> Callable[[int, Tensor], Tensor]:
         """What each layer's attention makes of qkv `[b (h + 2 j) e]`."""

@@ -31,7 +31,7 @@ from trimtab.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("rows.c", "attention.c", "products.c", "sampling.c", "vocabulary.c")
+SOURCES = ("rows.c", "attention.c", "products.c", "sampling.c", "vocabulary.c", "step.c")
 HEADERS = ("vectors.h",)
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11")
 """GCC's (9 or newer, for its vector types). No -ffast-math: what is not a number must stay so, and a run is stopped by it."""
@@ -64,6 +64,7 @@ PRODUCTS: dict[str, list[type]] = {
     "trimtab_laid_out": [_L, _L],
     "trimtab_lay_out": [_P, _L, _L, _P, _I],
     "trimtab_products": [_P, _L, _P, _I, _P, _L, _L, _L, _I],
+    "trimtab_step": [_P, _L, *[_P] * 6, _F, *[_P] * 3, _L, _L, _F, *[_L] * 5, _I],
 }
 """The same of those that not every CPU has."""
 
