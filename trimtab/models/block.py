@@ -220,6 +220,8 @@ def _attended(
     trees, x = keys.get("trees"), hidden_states
     layers = [getattr(module, name) for name in PROJECTIONS]
     ours = isinstance(trees, Trees) and position_embeddings is not None and past_key_values is None and native.takes(x)
+    # a rotation of some of a head's numbers has shorter tables
+    ours = ours and position_embeddings is not None and position_embeddings[0].shape[-1] == module.head_dim
     parts = [_part(layer, x.dtype) for layer in layers] if ours else [None]
     if any(part is None for part in parts):
         y: tuple[Tensor, Tensor | None] = type(module).forward(

@@ -231,7 +231,7 @@ def _exponentials(z: Tensor, place: Tensor, temperature: float, sums: Tensor) ->
         place: columns of the targets; outside of the tile where it has them not.
         sums: m, others, sloped, z of the target and what the sums so far have shrunk by `[5 c]`, which are brought up to this tile.
     """
-    if native.takes(z) and z.is_contiguous():
+    if native.takes(z) and z.is_contiguous() and place.dtype == torch.int64 and place.is_contiguous():
         n, v = z.shape
         native.kernels().trimtab_tile(
             z.data_ptr(), place.data_ptr(), temperature, sums.data_ptr(), n, v, native.is_narrow(z), torch.get_num_threads()
