@@ -29,11 +29,13 @@ class Low:
     rank: int
 
     @classmethod
-    def of(cls, a: Tensor) -> Low:
-        """From A `[R d]`, in the type of the x that it will be multiplied with."""
+    def of(cls, a: Tensor) -> Low | None:
+        """From A `[R d]`, in the type of the x that it will be multiplied with; None where C cannot."""
+        if not native.takes(a):
+            return None
         functions, rank = native.kernels(), a.shape[0]
         if native.is_narrow(a) and functions.trimtab_has_products():
-            return cls(products.LaidOut(a).numbers, rank)
+            return cls(products.LaidOut(a).numbers, rank) if products.are_there() else None
         return cls(F.pad(a.float(), (0, 0, 0, -rank % functions.trimtab_vector())).t().contiguous(), rank)
 
 

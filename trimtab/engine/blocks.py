@@ -97,7 +97,7 @@ class Linear:
                 self.gated = products.Gated(*weight.chunk(2))
             else:
                 self.product = Product(weight, bias)
-            self.low = Low.of(self.a) if self.a is not None and native.takes(weight) else None
+            self.low = Low.of(self.a) if self.a is not None else None
             # torch's thin products cost a fifth in float32 of what they cost in bfloat16 (docs/log.md); the same numbers up to rounding
             self.a = None if self.a is None else self.a.float()
         elif weights[0].device.type == "cuda":

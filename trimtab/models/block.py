@@ -173,21 +173,32 @@ def _none(part: Part) -> list[Tensor | None]:
 
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+ROTATED = ("llama", "mistral", "qwen2")
+"""`model_type` of the configs whose attention this is. Others may do more where a try does not lead (OLMo clips what is large)."""
 
 
 @torch.no_grad()
 def _is_attention(module: Any) -> bool:
     """Four projections, rotary positions in halves and nothing else, which is tried on two short rows? Only where it is computed in C."""
-    layers: list[Any] = [getattr(module, name, None) for name in PROJECTIONS]
+    config: Any = getattr(module, "config", None)
+    e = getattr(module, "head_dim", None)
+    if getattr(config, "model_type", None) not in ROTATED or {name for name, _ in module.named_children()} != {
+        *PROJECTIONS
+    }:
+        return False
+    layers: list[Any] = [getattr(module, name) for name in PROJECTIONS]
     if not all(isinstance(layer, nn.Linear | LoraLinear) and layer.weight.is_floating_point() for layer in layers):
         return False
-    config, e, weight = getattr(module, "config", None), getattr(module, "head_dim", None), layers[0].weight
-    if config is None or not isinstance(e, int) or not isinstance(getattr(module, "scaling", None), float):
-        return False
-    if weight.shape[0] % e or not in_c(*[weight.new_empty(1, 1, e)] * 3):
+    weight = layers[0].weight
+    # a layer that goes its own way would be compared with itself
+    if (
+        not isinstance(e, int)
+        or not in_c(*[weight.new_empty(1, 1, e)] * 3)
+        or any(_part(x, weight.dtype) is None for x in layers)
+    ):
         return False
     trees = Trees((Segment(0, 4), Segment(4, 6, 0), Segment(6, 9)), 9, weight.shape[0] // e, weight.device)
-    x = _numbers(weight)[0].repeat(3, 1)[None] * torch.linspace(0.5, 1.5, 9)[:, None].to(weight.dtype)
+    x = 3 * torch.randn(1, 9, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
     angles = torch.linspace(0, 3, 9 * (e // 2)).view(1, 9, e // 2).repeat(1, 1, 2)
     given: dict[str, Any] = {
         "position_embeddings": (angles.cos().to(x.dtype), angles.sin().to(x.dtype)),
@@ -197,13 +208,13 @@ def _is_attention(module: Any) -> bool:
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:
-        want = module(x, **given)[0]
+        want = type(module).forward(module, x, **given)[0]
         got = _attended(module, x, **given)[0]
-    except (AttributeError, RuntimeError, TypeError, ValueError):
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return False
     finally:
         config._attn_implementation = before
-    # in norm: single numbers pass through a softmax of numbers that were rounded on the way, another attention is tens of percent away
+    # in norm: single numbers pass through a softmax of numbers that were rounded on the way
     tolerance = 1e-5 if want.dtype == torch.float32 else 5e-2
     return bool((want.float() - got.float()).norm() <= tolerance * want.float().norm())
 

@@ -59,7 +59,7 @@ def sums(parts: Sequence[Part], n: int, *, bias: Tensor | None = None) -> Tensor
     )
     for own, weight, sideways in parts:
         rows, k = own.shape
-        fits = fits and rows == m and own.dtype == torch.bfloat16 and own.stride(1) == 1
+        fits = fits and rows == m and k > 0 and own.dtype == torch.bfloat16 and own.stride(1) == 1
         if isinstance(weight, LaidOut):
             fits = fits and weight.n == n and weight.k == k
             words += (own.data_ptr(), own.stride(0), k, weight.place, 0, _LAID_OUT)
