@@ -17,6 +17,7 @@ from trimtab.engine.generator import Engine
 from trimtab.models import lora
 from trimtab.models.roles import Roles
 from trimtab.models.tiny import FAMILIES, Family, tiny_model
+from trimtab.ops import native
 from trimtab.ops.native import products as native_products
 from trimtab.types import Sampling
 
@@ -219,6 +220,23 @@ def test_a_step_in_one_call_is_that_of_its_layers(family: Family, active: tuple[
     got, want = one.step(tokens, lengths, 7), apart.step(tokens, lengths, 7)
     assert torch.equal(got, want) and bool(got.isfinite().all())
     assert torch.equal(one.k, apart.k) and torch.equal(one.v, apart.v)
+
+
+@needs_packing
+def test_products_that_are_not_right_are_not_used_for_adapters_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    roles = policy()
+    roles.model.to(torch.bfloat16)
+    roles.switch.active = ("x",)
+    layers = [getattr(roles.model.model.layers[0].self_attn, name) for name in ("q_proj", "k_proj", "v_proj")]
+    x = torch.randn(5, roles.model.config.hidden_size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    usual = blocks.Linear(layers, packing=True)
+    want = usual(between.with_low(x, usual.low))
+    monkeypatch.setattr(native_products, "are_there", lambda: False)
+    found = blocks.Linear(layers, packing=True)
+    assert found.product is not None and found.product.laid_out is None
+    assert found.low is None or not native.kernels().trimtab_has_products()
+    got = found(between.with_low(x, found.low))
+    assert float((got - want).abs().max()) <= 0.02 * float(want.abs().max())
 
 
 def test_without_packing_the_models_own_tensors_compute() -> None:

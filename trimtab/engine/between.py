@@ -141,29 +141,32 @@ def attend(
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What `native/step.c` reads of all layers.
+
+    Attributes:
+        words: `[layers 29]` int64, the struct of each as it has it.
+        widths: numbers of the widest input of a norm's readers, of attention's output, and of qkv or what passes the gates, with adapters.
+    """
+
+    words: Tensor
+    widths: tuple[int, int, int]
+
+
 def step_in_c(
-    x: Tensor,
-    norm: Tensor,
-    layers: Tensor,
-    rotary: Rotary,
-    k: Tensor,
-    lengths: Tensor,
-    h: int,
-    eps: float,
-    widths: tuple[int, int, int],
+    x: Tensor, norm: Tensor, layers: Layers, rotary: Rotary, k: Tensor, lengths: Tensor, h: int, eps: float
 ) -> Tensor:
     """A step through all layers at once: x `[n d]` bfloat16, which is overwritten, to the states after the last norm `[n d]`.
 
     Args:
         norm: weight of the first norm.
-        layers: `[layers 29]` int64, as `native/step.c` has them.
         k: the first layer's cache `[s j c e]`: the others' lie as it does.
-        widths: numbers of the widest input of a norm's readers, of attention's output, and of qkv or what passes the gates, with adapters.
     """
     (n, d), (_, j, _, e) = x.shape, k.shape
-    normed, y, seen, wide = (x.new_empty(n * width) for width in (widths[0], d, *widths[1:]))
+    normed, y, seen, wide = (x.new_empty(n * width) for width in (layers.widths[0], d, *layers.widths[1:]))
     native.kernels().trimtab_step(
-        layers.data_ptr(), layers.shape[0], norm.data_ptr(), x.data_ptr(), normed.data_ptr(), y.data_ptr(), seen.data_ptr(),
+        layers.words.data_ptr(), layers.words.shape[0], norm.data_ptr(), x.data_ptr(), normed.data_ptr(), y.data_ptr(), seen.data_ptr(),
         wide.data_ptr(), eps, rotary.cos.data_ptr(), rotary.sin.data_ptr(), lengths.data_ptr(), k.stride(0), k.stride(1), e**-0.5,
         n, d, h, j, e, torch.get_num_threads(),
     )  # fmt: skip

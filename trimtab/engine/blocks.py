@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trimtab.engine.between import (
+    Layers,
     Low,
     Rotary,
     add_rms,
@@ -345,16 +346,14 @@ class BlockDecoder:
         w, b = self.weights, len(tokens)
         x = F.embedding(tokens, w.embedding)
         if self.layers is not None and self.rotary is not None:
-            return step_in_c(
-                x, w.blocks[0].norm, self.layers, self.rotary, self.k[0], lengths, w.heads, w.eps, self.widths
-            )
+            return step_in_c(x, w.blocks[0].norm, self.layers, self.rotary, self.k[0], lengths, w.heads, w.eps)
         normed = rms_with_low(x, w.blocks[0].norm, w.eps, w.blocks[0].qkv.low)
         look = self._look(lengths, width) if self.rotary is None else self._look_in_c(lengths)
         for number, block in enumerate(w.blocks):
             x, normed = self._after(number, x, look(number, block.qkv(normed).view(b, -1, w.size)))
         return normed
 
-    def _layers(self) -> Tensor | None:
+    def _layers(self) -> Layers | None:
         """What `native/step.c` reads of all layers; None where a step is not a single function in C."""
         w, blocks = self.weights, self.weights.blocks
         norms = [norm for block in blocks for norm in (block.norm, block.norm_after, block.norm_next)]
@@ -373,9 +372,8 @@ class BlockDecoder:
             words += [block.norm_after.data_ptr(), block.norm_next.data_ptr(), scale]
             layers.append([*words, self.k[number].data_ptr(), self.v[number].data_ptr()])
         found = torch.tensor(layers)
-        qkv, o, gates, down = found[:, :24].view(-1, 4, 6).amax(0).tolist()
-        self.widths = max(qkv[3], gates[3]), o[3], max(qkv[2], down[3])
-        return found
+        qkv, o, gates, down = found[:, :24].view(-1, 4, 6).amax(0).tolist()  # n and k of each are the third and fourth
+        return Layers(found, (max(qkv[3], gates[3]), o[3], max(qkv[2], down[3])))
 
     def _look_in_c(self, lengths: Tensor) -> Callable[[int, Tensor], Tensor]:
         """What each layer's attention makes of qkv `[b (h + 2 j) e]`."""

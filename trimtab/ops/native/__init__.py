@@ -32,7 +32,7 @@ from trimtab.cache import cache_folder
 log = logging.getLogger(__name__)
 
 SOURCES = ("rows.c", "attention.c", "products.c", "sampling.c", "vocabulary.c", "step.c")
-HEADERS = ("vectors.h",)
+HEADERS = ("vectors.h", "functions.h")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11")
 """GCC's (9 or newer, for its vector types). No -ffast-math: what is not a number must stay so, and a run is stopped by it."""
 

@@ -6,21 +6,11 @@
  * `[k / 2, PANEL, 2]`: once and for all for the products of few rows that decoding makes, else made from W as it is when it is needed, which
  * costs little beside a few hundred rows.
  */
-#include "vectors.h"
+#include "functions.h"
 
 #ifdef HAS_PRODUCTS
 
 enum { ROWS = 12, PANEL = 2 * VEC, CACHED = 1 << 18 };
-
-/* how W `[k, n]` lies */
-enum { LAID_OUT, BY_COLUMN, BY_ROW }; /* in panels; as `[n, k]`, a layer's own weight; as `[k, n]` */
-
-typedef struct {
-    const uint16_t *x;
-    int64_t ldx, k;
-    const uint16_t *w;
-    int64_t ldw, how;
-} Part;
 
 int trimtab_has_products(void) { return 1; }
 

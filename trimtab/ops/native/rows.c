@@ -5,7 +5,7 @@
  *
  * Shapes: n rows, d numbers of a row, h query heads, j key heads, e numbers a head.
  */
-#include "vectors.h"
+#include "functions.h"
 
 INLINE void fetch(const void *from, long n, int narrow) {
     for (long i = 0; i < n; i += narrow ? 32 : 16) __builtin_prefetch(at(from, i, narrow), 0, 2);

@@ -1,19 +1,11 @@
 /* A whole step of decoding, layer by layer, where products.c multiplies: what `engine/blocks.py` does with one call of each function here
  * and a few hundred of them a step, which takes Python as long as a tenth of a small step.
  */
-#include "vectors.h"
+#include "functions.h"
 
 #ifdef HAS_PRODUCTS
 
-void trimtab_products(const void *parts, long count, const uint16_t *bias, int gated, uint16_t *y, long ldy, long m, long n, int threads);
-void trimtab_attend(const void *qkv, const float *scale, float eps, const float *cos, const float *sin, const int64_t *lengths, void *k,
-                    void *v, long slot, long between, float factor, void *out, long ldo, const void *low, long rank, long n, long h,
-                    long j, long e, int narrow, int threads);
-void trimtab_beside(void *x, long ldx, const void *low, long rank, long n, long d, int narrow, int threads);
-void trimtab_norm(void *x, const void *y, const void *weight, float eps, void *out, long ldo, const void *low, long rank, long n, long d,
-                  int narrow, int threads);
-
-/* a product `[n, k]` laid out, as `Product` and `Gated` have it, and the adapters that its input was given room for: k counts their ranks */
+/* a product `[n, k]` laid out, as `Product` and `Gated` have it, and the adapters whose numbers lie behind its input: k counts them */
 typedef struct {
     const uint16_t *w, *bias;
     int64_t n, k;
@@ -29,8 +21,8 @@ typedef struct {
 } Layer;
 
 static void times(const uint16_t *x, const Linear *linear, int gated, uint16_t *y, long ldy, long m, int threads) {
-    const int64_t part[6] = {(int64_t)x, linear->k, linear->k, (int64_t)linear->w, 0, 0};
-    trimtab_products(part, 1, linear->bias, gated, y, ldy, m, linear->n, threads);
+    const Part part = {x, linear->k, linear->k, linear->w, 0, LAID_OUT};
+    trimtab_products(&part, 1, linear->bias, gated, y, ldy, m, linear->n, threads);
 }
 
 /* x `[n, d]` through all layers, in place, after the first of them has been given its norm; `normed` `[n, d]` is what the last norm made of

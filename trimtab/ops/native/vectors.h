@@ -217,11 +217,6 @@ INLINE float *scratch(int which, long floats) {
     return pieces[which].memory;
 }
 
-#ifdef HAS_PRODUCTS
-/* x W of `rows` rows of x `[rows, k]`, W `[k, n]` laid out, to y `[rows, n]`: by the thread that calls it */
-void trimtab_rows_times(const uint16_t *x, long ldx, long rows, long k, const uint16_t *w, uint16_t *y, long ldy, long n);
-#endif
-
 /* One tile of `multiply`: m rows by v vectors, all sums in registers. */
 INLINE void tile(const int m, const int v, long k, const float *a, long row, long column, const void *b, long apart, long next,
                  float *c, long ldc, int add, const int narrow) {
